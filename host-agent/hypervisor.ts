@@ -74,7 +74,11 @@ export interface Hypervisor {
 /** What happens on the hypervisor by itself. */
 export type HypervisorEvent =
   | { type: 'connection'; up: boolean }
-  | { type: 'lifecycle'; uuid: string; what: 'started' | 'stopped' | 'paused' | 'resumed' | 'defined' | 'undefined' | 'other' }
+  | {
+      type: 'lifecycle';
+      uuid: string;
+      what: 'started' | 'stopped' | 'paused' | 'resumed' | 'defined' | 'undefined' | 'other';
+    }
   | { type: 'agent'; uuid: string; connected: boolean }
   | { type: 'block-job'; uuid: string; target: string; what: 'ready' | 'completed' | 'failed' | 'cancelled' };
 
@@ -165,7 +169,13 @@ export interface Images {
   /** Bytes free for new data on the file system of `folder`. */
   freeBytes(folder: string): Promise<number>;
   /** Makes an empty qcow2 overlay of `base`, with the owner and mode of `likeFile`, durably (fsync of file and folder). Errors: OVERLAY_EXISTS, NO_SPACE, IMAGE_INVALID. */
-  createOverlay(overlay: { path: string; base: string; baseFormat: string; sizeBytes: number; likeFile: string }): Promise<void>;
+  createOverlay(overlay: {
+    path: string;
+    base: string;
+    baseFormat: string;
+    sizeBytes: number;
+    likeFile: string;
+  }): Promise<void>;
   /** Whether any process of the host holds the file open. */
   isOpen(path: string): Promise<boolean>;
   /** Whether the overlay holds no data of its own: everything reads through to its base. */

@@ -149,7 +149,12 @@ export interface FreezeRoom {
    * first is closed. Errors: BUSY (metadata: holder), MAYBE_FROZEN, ALREADY_FROZEN, LIBVIRT_TOO_OLD, WINDOW_CLOSED, JOURNAL_UNWRITABLE and the guest agent's.
    * A reservation of the same installation under another operation is not taken over but thawed and told as `stale`.
    */
-  reserve(request: ReserveRequest): Promise<{ stale: StaleOperation } | { gaps: CoverageGap[]; expectedFileSystems: number; guestOs: string; windowLimitMs: number }>;
+  reserve(
+    request: ReserveRequest,
+  ): Promise<
+    | { stale: StaleOperation }
+    | { gaps: CoverageGap[]; expectedFileSystems: number; guestOs: string; windowLimitMs: number }
+  >;
   /** Keeps what Prepare pinned and made with the reservation, durably, before anything is frozen. Errors: NOT_PREPARED, JOURNAL_UNWRITABLE. */
   keepPrepared(window: string, prepared: { pinned: Pinned; overlays: Overlay[] }): Promise<void>;
   /** What keepPrepared kept, for an open or closed window that is not released. */
@@ -174,7 +179,11 @@ export interface FreezeRoom {
   /** Gives the VM back and drops the verdict; the ids of closed windows stay. An open window is thawed and closed first. */
   release(vm: string, operation: string): Promise<boolean>;
   /** Takes the VM for an operation without a window (delete). Errors: BUSY, MAYBE_FROZEN. */
-  reserveForDelete(request: { vm: string; operation: string; installation: string }): Promise<{ stale: StaleOperation } | undefined>;
+  reserveForDelete(request: {
+    vm: string;
+    operation: string;
+    installation: string;
+  }): Promise<{ stale: StaleOperation } | undefined>;
   /** An administrator's thaw, whoever froze the guest. Errors: those of the guest agent. */
   thawVm(vm: string, askedBy: string): Promise<{ thawedFileSystems: number; lostWindow: string | undefined }>;
   /** Gives a VM back by an administrator's word on the host: whoever held it. The answer says who. */
@@ -229,7 +238,13 @@ export interface SnapshotRoom {
   /** Size as the guest sees it; 0 where unknown. */
   sizeBytes(disk: Disk): Promise<number>;
   /** All checks and the overlay files for the local disks of a window, durably; idempotent per window. See Prepare in the proto for errors. */
-  prepare(request: { vm: string; window: string; localDisks: string[]; setDisks: string[]; alreadyPrepared: Overlay[] | undefined }): Promise<{
+  prepare(request: {
+    vm: string;
+    window: string;
+    localDisks: string[];
+    setDisks: string[];
+    alreadyPrepared: Overlay[] | undefined;
+  }): Promise<{
     vm: Vm;
     pinned: Omit<Pinned, 'fileSystems' | 'osId'>;
     overlays: Overlay[];
@@ -240,7 +255,19 @@ export interface SnapshotRoom {
    */
   cut(request: { vm: string; window: string; pinned: Pinned; overlays: Overlay[] }): Promise<{ transactionMs: number }>;
   /** Takes a window's overlays back; idempotent, joins a run of the same. The window must be closed before. Never rejects for one disk: that disk is `pending`. */
-  undo(request: { vm: string; window: string; overlays: Overlay[]; onProgress: (progress: MergeProgress) => void; signal: AbortSignal }): Promise<MergedDisk[]>;
+  undo(request: {
+    vm: string;
+    window: string;
+    overlays: Overlay[];
+    onProgress: (progress: MergeProgress) => void;
+    signal: AbortSignal;
+  }): Promise<MergedDisk[]>;
   /** Merges a recorded snapshot's overlays, wherever in the chain they are; as undo. */
-  delete(request: { vm: string; window: string; overlays: Overlay[]; onProgress: (progress: MergeProgress) => void; signal: AbortSignal }): Promise<MergedDisk[]>;
+  delete(request: {
+    vm: string;
+    window: string;
+    overlays: Overlay[];
+    onProgress: (progress: MergeProgress) => void;
+    signal: AbortSignal;
+  }): Promise<MergedDisk[]>;
 }

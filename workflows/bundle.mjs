@@ -1,5 +1,6 @@
 // Bundles the compiled workflows into the one file that the worker runs (`workflowBundle: { codePath }`).
 import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { readdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
@@ -11,7 +12,8 @@ const bundle = join(dist, 'workflow-bundle.js');
 const hashFile = join(dist, 'workflow-bundle.sha256');
 
 const inputs = await hashOfInputs();
-if ((await readFile(hashFile, 'utf8').catch(() => '')) !== inputs) {
+const bundled = existsSync(bundle) ? await readFile(hashFile, 'utf8').catch(() => '') : '';
+if (bundled !== inputs) {
   // Loading the bundler takes longer than the check, so only now.
   const { bundleWorkflowCode, DefaultLogger } = await import('@temporalio/worker');
   const { code } = await bundleWorkflowCode({
@@ -25,22 +27,20 @@ if ((await readFile(hashFile, 'utf8').catch(() => '')) !== inputs) {
 
 /** What the bundle is made of: our compiled files, this script, and the SDK (by its version, which is pinned). */
 async function hashOfInputs() {
-  const names = (await readdir(dist, { recursive: true })).filter(
+  const ours = (await readdir(dist, { recursive: true })).filter(
     (name) => name.endsWith('.js') && join(dist, name) !== bundle,
   );
   const require = createRequire(import.meta.url);
   const files = [
-    ...names.sort().map((name) => join(dist, name)),
-    fileURLToPath(import.meta.url),
-    require.resolve('@temporalio/workflow/package.json'),
-    require.resolve('@temporalio/worker/package.json'),
+    ...ours.sort().map((name) => [name, join(dist, name)]),
+    ['bundle.mjs', fileURLToPath(import.meta.url)],
+    ['@temporalio/workflow', require.resolve('@temporalio/workflow/package.json')],
+    ['@temporalio/worker', require.resolve('@temporalio/worker/package.json')],
   ];
   const hash = createHash('sha256');
-  for (const file of files)
-    hash
-      .update(file.slice(here.length))
-      .update('\0')
-      .update(await readFile(file))
-      .update('\0');
+  for (const [name, path] of files) {
+    const content = await readFile(path);
+    hash.update(`${name} ${content.byteLength}\n`).update(content);
+  }
   return hash.digest('hex');
 }

@@ -1,0 +1,159 @@
+import type {
+  DeleteSnapshotInput,
+  DeleteSnapshotResult,
+  DiskPart,
+  Gap,
+  Grade,
+  LeftOutDisk,
+  MergedPart,
+  Quiesce,
+  SnapshotVmInput,
+  SnapshotVmResult,
+  WindowFacts,
+} from './contract.js';
+
+/**
+ * What the workflows need of the world. engine/activities/ implements it. Plain JSON goes in and out.
+ * Failures are ApplicationFailures whose type is a code of contract.ts or of the host agent; `nonRetryable` says whether repeating can help.
+ */
+export interface Activities {
+  /**
+   * Checks the input (the one zod schema), the workflow id and the VM, plans the disks, and takes over or makes the catalogue's row (state `running`).
+   * Repeating it in the same run answers the same plan.
+   */
+  acceptSnapshot(input: SnapshotVmInput): Promise<Plan>;
+  /** Waits for one of the installation's window slots; heartbeats with the number of runs ahead. Cancellable while it waits. */
+  takeWindowSlot(request: { snapshotId: string }): Promise<void>;
+  /** Gives the slot back; of one that is not held: nothing. */
+  giveBackWindowSlot(request: { snapshotId: string }): Promise<void>;
+
+  /** Takes the VM on its host, makes overlays and checks. A dead run of this VM that still holds it is thawed and undone (or released, where it was recorded) first. */
+  prepare(request: WindowRequest & { plan: Plan; quiesce: Quiesce }): Promise<Prepared>;
+  /** Freezes; on any failure the guest is thawed or watched by its host agent. */
+  freezeFileSystems(request: WindowRequest & { cuts: string[]; freezeTimeoutMs: number }): Promise<Frozen>;
+  /** The local cut: one libvirt transaction, held by its own call. */
+  snapshotLocalDisks(request: WindowRequest & { disks: string[]; frozen: boolean; cut: string }): Promise<LocalCut>;
+  /** Thaws if the host agent has not yet, closes the window for good, and answers what the journal proves. Unfrozen windows: closes. */
+  thawFileSystems(request: WindowRequest & { reason: string }): Promise<WindowVerdict>;
+
+  /** Row `running` -> `recording`, finds and verifies every part by the window's id, writes the record. A missing part: `recorded: false`. */
+  recordSnapshot(
+    request: WindowRequest & { plan: Plan; record: SnapshotRecord },
+  ): Promise<{ recorded: true; result: SnapshotVmResult } | { recorded: false; missing: string }>;
+  /** Row -> `undoing`, then takes back all that the window made, and verifies it. */
+  undoWindow(request: WindowRequest & { plan: Plan }): Promise<Undone>;
+  /** Gives the VM back: the last call of every run. */
+  release(request: { host: string; vm: string; operation: string }): Promise<void>;
+  /** The final word of a run that recorded nothing. */
+  closeSnapshot(request: {
+    snapshotId: string;
+    state: 'failed' | 'cancelled' | 'cleanup-pending';
+    error: { code: string; text: string } | undefined;
+    pending: string[];
+  }): Promise<void>;
+
+  /** Checks the input, the workflow id and the snapshot's state; row -> `deleting`. */
+  acceptDelete(input: DeleteSnapshotInput): Promise<DeletePlan>;
+  /** Merges the snapshot's overlays into their bases. Heartbeats progress. */
+  deleteParts(request: DeletePlan): Promise<{ complete: boolean; disks: MergedPart[] }>;
+  /** Row -> `deleted` (with the new places of later snapshots' images), or back to where it can be deleted again. */
+  closeDelete(request: {
+    plan: DeletePlan;
+    outcome:
+      | { deleted: true; disks: MergedPart[] }
+      | { deleted: false; error: { code: string; text: string }; disks: MergedPart[] };
+  }): Promise<DeleteSnapshotResult>;
+}
+
+/** Which window, on which host. */
+export interface WindowRequest {
+  host: string;
+  vm: string;
+  /** Snapshot id. */
+  operation: string;
+  window: string;
+}
+
+/** What acceptSnapshot decided. */
+export interface Plan {
+  snapshotId: string;
+  name: string;
+  vm: { uuid: string; name: string };
+  host: string;
+  quiesce: Quiesce;
+  /** Every disk of the set. */
+  setDisks: string[];
+  /** Those that the host agent cuts. */
+  localDisks: string[];
+  unquiesced: string[];
+  leftOut: LeftOutDisk[];
+  freezeTimeoutMs: number;
+  /** 0: the host's default for the guest's OS. */
+  windowLimitMs: number;
+  hypervisor: string;
+}
+
+export interface Prepared {
+  gaps: Gap[];
+  guestOs: string;
+  windowLimitMs: number;
+  parts: DiskPart[];
+  /** What was found and cleaned before: a dead run's leftovers. Empty: nothing. */
+  cleaned: string;
+}
+
+export interface Frozen {
+  frozenFileSystems: number;
+  /** ISO 8601. */
+  frozenAt: string;
+  freezeCallMs: number;
+  gaps: Gap[];
+}
+
+export interface LocalCut {
+  parts: DiskPart[];
+  transactionMs: number;
+}
+
+/** The host agent's verdict, or HOST_LOST where an administrator said that the host is gone. */
+export interface WindowVerdict {
+  held: boolean;
+  /** Undefined exactly when held. */
+  lostReason?: string;
+  detail: string;
+  window: WindowFacts;
+  /** ms after the freeze's answer. */
+  cuts: { cut: string; heldMs?: number; endedMs?: number; outcome: string; reason: string }[];
+  gaps: Gap[];
+  thawedBy: string;
+}
+
+export interface SnapshotRecord {
+  grade: Grade;
+  why: string;
+  partial: boolean;
+  unfrozen: Gap[];
+  parts: DiskPart[];
+  window: WindowFacts;
+  quiesce: Quiesce;
+}
+
+export interface Undone {
+  /** Everything is verified gone. */
+  complete: boolean;
+  disks: MergedPart[];
+  /** What remains and what will end it, one sentence each. */
+  pending: string[];
+}
+
+export interface DeletePlan {
+  /** The deleting operation (uuid4 of the run), not the snapshot's. */
+  operation: string;
+  snapshotId: string;
+  name: string;
+  vm: { uuid: string; name: string };
+  host: string;
+  /** Window in which the snapshot was made. */
+  window: string;
+  parts: DiskPart[];
+}

@@ -1,0 +1,197 @@
+/**
+ * The public contract of the workflows: names, input, result, errors, search attributes. A management engine of any make may start a run with its own
+ * Temporal client against this page (docs/workflows.md shows how), and gets the same checks, record and grade as through the REST API.
+ *
+ * Everything here is plain JSON. The zod schema in engine/contract/ is checked against these types by the compiler.
+ */
+
+/** Every Stillpoint worker listens here. */
+export const TASK_QUEUE = 'stillpoint';
+
+/** The id under which every run of a VM must be started: one operation at a time per VM. `vm` is libvirt's UUID. */
+export function workflowIdOf(vm: string): string {
+  return `vm-${vm.toLowerCase()}`;
+}
+
+/** `<operation id>.<attempt>`: everything made for a try carries it. */
+export function windowIdOf(operation: string, attempt: number): string {
+  return `${operation}.${attempt}`;
+}
+
+/** Search attributes; the project registers them on the namespace. */
+export const searchAttributes = {
+  /** VM's name. */
+  vm: { name: 'StillpointVm', type: 'KEYWORD' },
+  host: { name: 'StillpointHost', type: 'KEYWORD' },
+  /** Snapshot id. */
+  snapshot: { name: 'StillpointSnapshot', type: 'KEYWORD' },
+  grade: { name: 'StillpointGrade', type: 'KEYWORD' },
+  quiesce: { name: 'StillpointQuiesce', type: 'KEYWORD' },
+  windowMs: { name: 'StillpointWindowMs', type: 'DOUBLE' },
+} as const;
+
+/** `required`: fail rather than be inconsistent. `best-effort`: go on without a freeze, and the grade tells. `skip`: never freeze. */
+export type Quiesce = 'required' | 'best-effort' | 'skip';
+
+/**
+ * How consistent a snapshot was proven to be, best first. `filesystem`: the freeze held and covered the set. `crash`: all disks are one instant.
+ * `per-disk`: each disk is crash-consistent by itself, their common order is not kept.
+ */
+export type Grade = 'filesystem' | 'crash' | 'per-disk';
+
+/** Input of `snapshotVm`. */
+export interface SnapshotVmInput {
+  /** libvirt's UUID of the VM, lower case. */
+  vm: string;
+  /** Snapshot id (uuid4); absent: the run makes its own. The REST API sets it. */
+  snapshotId?: string;
+  /** For people; absent: made from the time. */
+  name?: string;
+  description?: string;
+  /** Absent: `required`. */
+  quiesce?: Quiesce;
+  /** Targets; absent: all writable disks that can be snapshotted. Naming an impossible one is an error. */
+  disks?: string[];
+  /** Targets that may stay unfrozen (say swap); they are named beside the grade. */
+  unquiesced?: string[];
+  /** How long the guest agent may take to freeze: 1 000 to 600 000 ms; absent: 30 000. */
+  freezeTimeoutMs?: number;
+  /** How long the guest may stay frozen: 100 to 60 000 ms; absent: 30 000, Windows 8 000. */
+  windowLimitMs?: number;
+}
+
+/** Input of `deleteSnapshot`, started under the id of the snapshot's VM. */
+export interface DeleteSnapshotInput {
+  vm: string;
+  snapshotId: string;
+}
+
+/** One disk's part of a snapshot. */
+export interface DiskPart {
+  target: string;
+  kind: 'local';
+  /** The image that holds the disk's data of the cut, on the host. */
+  path: string;
+  format: string;
+  /** The overlay that the guest writes to since; deleting the snapshot merges it into `path`. */
+  overlay: string;
+  sizeBytes: number;
+}
+
+/** A disk that is not in the snapshot, and why. */
+export interface LeftOutDisk {
+  target: string;
+  reason: string;
+  /** Writable: the snapshot is partial without it. */
+  writable: boolean;
+}
+
+/** A place that the freeze did not cover. */
+export interface Gap {
+  target: string;
+  mountpoint: string;
+  reason: string;
+  accepted: boolean;
+}
+
+/** Result of `snapshotVm`: what was recorded. */
+export interface SnapshotVmResult {
+  snapshotId: string;
+  name: string;
+  vm: { uuid: string; name: string };
+  host: string;
+  grade: Grade;
+  /** Why this grade, in plain words. */
+  why: string;
+  quiesce: Quiesce;
+  /** A writable disk is left out. */
+  partial: boolean;
+  leftOut: LeftOutDisk[];
+  /** What stayed unfrozen by the request's leave or by rule. */
+  unfrozen: Gap[];
+  disks: DiskPart[];
+  window: WindowFacts;
+  /** "libvirt" or "simulated". */
+  hypervisor: string;
+}
+
+export interface WindowFacts {
+  id: string;
+  /** Freeze answer read -> thaw request written, on the host, ms; 0: never frozen. */
+  ms: number;
+  /** ISO 8601; absent: never frozen. */
+  frozenAt?: string;
+  thawedAt?: string;
+  frozenFileSystems: number;
+}
+
+export interface DeleteSnapshotResult {
+  snapshotId: string;
+  vm: { uuid: string; name: string };
+  host: string;
+  disks: MergedPart[];
+}
+
+export interface MergedPart {
+  target: string;
+  overlay: string;
+  /** Into which image it was merged. */
+  path: string;
+  outcome: 'unused-deleted' | 'committed' | 'not-found' | 'pending';
+  detail: string;
+}
+
+/**
+ * Types of the ApplicationFailure that ends a failed run, beside the host agent's codes (VM_NOT_RUNNING, AGENT_NOT_CONNECTED, …), which pass through.
+ * A cancelled run ends as Cancelled, thawed and clean.
+ */
+export const workflowErrors = {
+  INPUT_INVALID: 'The input is not valid; the text names the field.',
+  WORKFLOW_ID_WRONG: 'Runs of a VM must be started under vm-<its libvirt UUID>; the text prints the right one.',
+  SNAPSHOT_ID_USED: 'Another run has used this snapshot id.',
+  SNAPSHOT_NOT_FOUND: 'No such snapshot.',
+  SNAPSHOT_STATE: 'The snapshot is in a state that does not allow this.',
+  VM_AMBIGUOUS: 'Several hosts report this VM as running.',
+  HOST_UNREACHABLE: 'The host agent does not answer.',
+  HOST_IDENTITY: "The host agent's certificate does not carry the host's registered name.",
+  HOST_LOST: 'An administrator removed the host as lost.',
+  NO_DISKS: 'No disk of this VM can be snapshotted.',
+  CONSISTENCY_LOST: 'The freeze did not hold, and the policy is required.',
+  CUT_MISSING: 'A cut was not made.',
+  CLEANUP_PENDING: 'Something made for the snapshot could not be taken back yet; the text says what and what will.',
+  CATALOGUE_REFUSED: 'Another run or administrator decided over this snapshot first.',
+} as const;
+export type WorkflowErrorCode = keyof typeof workflowErrors;
+
+/** Answer of the query `progress`. */
+export interface Progress {
+  state:
+    | 'checking'
+    | 'queued'
+    | 'preparing'
+    | 'freezing'
+    | 'frozen'
+    | 'thawing'
+    | 'recording'
+    | 'undoing'
+    | 'deleting'
+    | 'done';
+  snapshotId: string | undefined;
+  steps: ProgressStep[];
+  /** Set while something waits that a person should know: still frozen, catalogue down, queued behind others. */
+  waiting: string | undefined;
+}
+
+export interface ProgressStep {
+  /** E.g. "freeze file systems". */
+  name: string;
+  /** ISO 8601. */
+  startedAt: string;
+  /** Absent: it runs. */
+  ms?: number;
+  /** Absent: it runs or is well. */
+  error?: string;
+}
+
+/** Name of the query. */
+export const PROGRESS_QUERY = 'progress';
