@@ -1,13 +1,28 @@
 import { defineConfig } from 'vitest/config';
 
-export default defineConfig({
+/** The suites that need more than Node: `scripts/test.mjs` says for each what it runs on. */
+const onTemporal = ['test/temporal/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/system/**/*.test.ts'];
+const onLab = ['test/lab/**/*.test.ts'];
+
+const shared = {
+  // Sources instead of builds: `exports` of the workspaces name them under this condition.
   resolve: { conditions: ['stillpoint-source'] },
   ssr: { resolve: { conditions: ['stillpoint-source', 'node', 'import', 'default'] } },
+};
+// One Temporal runtime and one libvirt connection a process.
+const pool = 'forks' as const;
+
+export default defineConfig({
+  ...shared,
   test: {
-    include: ['test/**/*.test.ts'],
-    // One Temporal runtime and one libvirt connection a process.
-    pool: 'forks',
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    projects: [
+      {
+        ...shared,
+        test: { name: 'unit', pool, include: ['test/**/*.test.ts'], exclude: [...onTemporal, ...onLab], testTimeout: 30_000, hookTimeout: 60_000 },
+      },
+      { ...shared, test: { name: 'temporal', pool, include: onTemporal, testTimeout: 60_000, hookTimeout: 300_000, fileParallelism: false } },
+      // One lab on the machine: its files run one after another.
+      { ...shared, test: { name: 'lab', pool, include: onLab, testTimeout: 180_000, hookTimeout: 600_000, fileParallelism: false } },
+    ],
   },
 });
