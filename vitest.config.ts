@@ -7,7 +7,9 @@ const onLab = ['test/lab/**/*.test.ts'];
 const shared = {
   // Sources instead of builds: `exports` of the workspaces name them under this condition.
   resolve: { conditions: ['stillpoint-source'] },
-  ssr: { resolve: { conditions: ['stillpoint-source', 'node', 'import', 'default'] } },
+  // No 'import' here: vitest hands these on to node, where require('long') would then get a module namespace instead of
+  // the class, and the Temporal client fails on every 64-bit number of the server (historyLength.toNumber).
+  ssr: { resolve: { conditions: ['stillpoint-source'] } },
 };
 // One Temporal runtime and one libvirt connection a process.
 const pool = 'forks' as const;
