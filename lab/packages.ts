@@ -55,7 +55,10 @@ export async function ensurePackages(requirements: readonly Requirement[], progr
   const command = `apt-get install --no-install-recommends ${missing.join(' ')}`;
   if (process.getuid?.() !== 0) throw new LabError('PACKAGES_MISSING', `Run as root, or install first: ${command}`);
   if (!existsSync('/usr/bin/apt-get')) {
-    throw new LabError('PACKAGES_MISSING', `Only Debian and Ubuntu are known here; install ${missing.join(', ')} by hand`);
+    throw new LabError(
+      'PACKAGES_MISSING',
+      `Only Debian and Ubuntu are known here; install ${missing.join(', ')} by hand`,
+    );
   }
   progress(`packages: installing ${missing.join(' ')}`);
   const install = () =>
@@ -76,11 +79,15 @@ export async function ensurePackages(requirements: readonly Requirement[], progr
   }
   const left = missingPackages(requirements);
   if (left.length > 0) {
-    throw new LabError('PACKAGES_MISSING', `Installed, but the files are not where they are expected: ${left.join(', ')}`);
+    throw new LabError(
+      'PACKAGES_MISSING',
+      `Installed, but the files are not where they are expected: ${left.join(', ')}`,
+    );
   }
 }
 
-async function updatePackageLists(progress: Progress): Promise<void> {
+/** Fetches the lists of the package sources; needs root and a network. */
+export async function updatePackageLists(progress: Progress): Promise<void> {
   progress('packages: the lists are old or absent, apt-get update');
   await runProgram('apt-get', [...APT_OPTIONS, 'update'], {
     env: APT_ENVIRONMENT,

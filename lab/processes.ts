@@ -72,7 +72,10 @@ export async function endProcess(identity: ProcessIdentity, graceMs = 5_000): Pr
   }
   signalProcess(identity, 'SIGKILL');
   if (!(await waitForExit(identity, 10_000))) {
-    throw new LabError('PROGRAM_FAILED', `process ${identity.pid} does not end after SIGKILL; see /proc/${identity.pid}`);
+    throw new LabError(
+      'PROGRAM_FAILED',
+      `process ${identity.pid} does not end after SIGKILL; see /proc/${identity.pid}`,
+    );
   }
 }
 

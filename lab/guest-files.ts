@@ -1,0 +1,142 @@
+/**
+ * The scripts inside the guest. They run under busybox; what must work while the file systems are frozen reads programs
+ * from them (reading is allowed) and writes only to /run, which is a tmpfs.
+ */
+
+const BEFORE_ROOT = `#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sysfs /sys
+while read -r module; do insmod "/modules/$module"; done </modules/order
+if grep -q lab.probe /proc/cmdline; then echo LAB-PROBE-OK >/dev/console; poweroff -f; fi
+i=0; while [ ! -b /dev/vda2 ] && [ $i -lt 200 ]; do usleep 50000; i=$((i+1)); done
+mount -t ext4 /dev/vda2 /newroot
+for folder in dev proc sys; do mount --move /$folder /newroot/$folder; done
+exec switch_root /newroot /sbin/init
+`;
+
+const INIT = `#!/bin/sh
+export PATH=/bin:/sbin:/usr/sbin:/usr/bin
+mount -t tmpfs tmpfs /run
+mkdir -p /run/lock /run/lab /run/hook /run/writer /dev/virtio-ports
+mount -t vfat /dev/vda1 /boot/efi
+[ -b /dev/vdb ] && mount -t ext4 /dev/vdb /data
+[ -b /dev/vdc ] && mount -t ext4 /dev/vdc /net
+for port in /sys/class/virtio-ports/vport*; do
+  [ -e $port/name ] && name=$(cat $port/name) && [ -n "$name" ] && ln -sf ../\${port##*/} /dev/virtio-ports/$name
+done
+hostname lab
+lab-agent </dev/null >/dev/null 2>&1 &
+lab-writer </dev/null >/dev/null 2>&1 &
+echo "LAB-READY uptime=$(cut -d' ' -f1 /proc/uptime)" >/dev/console
+while :; do lab-shell; sleep 1; done
+`;
+
+// One line in: 'run <id> <base64 of the command>'. One line out: '@<id> <exit code> <base64 of the output>.'
+// Every command runs beside the others: one that hangs on a frozen file system must not take the shell with it.
+const SHELL = `#!/bin/sh
+exec </dev/ttyS1 >/dev/ttyS1 2>/dev/null
+stty raw -echo
+while IFS=' ' read -r verb id body; do
+  [ "$verb" = run ] && lab-command "$id" "$body" &
+done
+`;
+
+const COMMAND = `#!/bin/sh
+own=/run/lab/$1
+echo "$2" | base64 -d >$own.sh
+sh $own.sh </dev/null >$own.out 2>&1
+code=$?
+until mkdir /run/lab/speaking 2>/dev/null; do usleep 5000; done
+echo "@$1 $code $(base64 $own.out | tr -d '\\n')."
+rmdir /run/lab/speaking
+rm -f $own.sh $own.out
+`;
+
+// A killed guest agent comes back, unless /run/no-ga exists.
+const AGENT = `#!/bin/sh
+port=/dev/virtio-ports/org.qemu.guest_agent.0
+while :; do
+  [ -e $port ] && [ ! -e /run/no-ga ] &&
+    qemu-ga -m virtio-serial -p $port -F/etc/qemu/fsfreeze-hook -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log
+  usleep 200000
+done
+`;
+
+const HOOK = `#!/bin/sh
+log() { echo "$(cut -d' ' -f1 /proc/uptime) $1 $2" >>/run/hook/log; }
+log $1 begin
+[ -e /run/hook/$1-sleep ] && sleep $(cat /run/hook/$1-sleep)
+if [ -e /run/hook/$1-fail ]; then log $1 fail; exit 3; fi
+log $1 end
+`;
+
+// The number goes to / first and to /data second, each in place and synced: whatever instant is cut, / holds the same
+// number as /data or the next one. The files that come and go make the file systems' metadata busy, so that a cut which was
+// not frozen can be told by fsck.
+const WRITER = `#!/bin/sh
+trap 'touch /run/writer/stopped; exit 0' TERM
+number=0
+put() { printf '%010d\\n' $number | dd of=$1/writer/number bs=11 conv=notrunc,fsync 2>/dev/null; }
+churn() { echo $number >>$1/writer/log; echo $number >$1/writer/file$((number % 64)); rm -f $1/writer/file$(((number + 32) % 64)); }
+while :; do
+  number=$((number + 1))
+  put ''
+  [ -d /data/writer ] && put /data
+  churn ''
+  [ -d /data/writer ] && churn /data
+  [ $((number % 2048)) = 0 ] && { : >/writer/log; [ -d /data/writer ] && : >/data/writer/log; }
+  echo $number >/run/writer/number
+  usleep 20000
+done
+`;
+
+// Asks the kernel and not the guest agent: who writes to a frozen file system waits in percpu_rwsem_wait until it is thawed.
+// One waiting probe a file system is enough, and it is used again while it waits.
+const FROZEN = `#!/bin/sh
+for mount in / /data /net; do
+  mountpoint -q $mount || continue
+  probe=/run/lab/probe$(echo $mount | tr / -)
+  pid=$(cat $probe 2>/dev/null)
+  if [ -z "$pid" ] || [ ! -d /proc/$pid ]; then
+    ( echo >$mount/.lab-probe ) & pid=$!
+    echo $pid >$probe
+  fi
+  while [ -d /proc/$pid ]; do
+    case $(cat /proc/$pid/wchan 2>/dev/null) in percpu_rwsem_wait*) echo $mount; break;; esac
+    usleep 10000
+  done
+  [ -d /proc/$pid ] || rm -f $probe
+done
+`;
+
+const POWEROFF = `#!/bin/sh
+touch /run/no-ga
+for name in lab-writer; do pids=$(pidof $name) && kill $pids; done
+i=0; while [ ! -e /run/writer/stopped ] && [ $i -lt 100 ]; do usleep 20000; i=$((i+1)); done
+[ -e /run/qemu-ga.pid ] && kill $(cat /run/qemu-ga.pid)
+sync
+umount /net /data /boot/efi
+mount -o remount,ro /
+poweroff -f
+`;
+
+/** The guest's root file system: path -> text of an executable script. */
+export const ROOT_SCRIPTS: Readonly<Record<string, string>> = {
+  'sbin/init': INIT,
+  'bin/lab-shell': SHELL,
+  'bin/lab-command': COMMAND,
+  'bin/lab-agent': AGENT,
+  'bin/lab-writer': WRITER,
+  'bin/lab-frozen': FROZEN,
+  'sbin/shutdown': POWEROFF,
+  'etc/qemu/fsfreeze-hook': HOOK,
+};
+
+/** The folders of the guest's root file system that hold nothing at first. */
+export const ROOT_FOLDERS = [
+  ...['bin', 'sbin', 'dev', 'proc', 'sys', 'run', 'tmp', 'data', 'net', 'boot/efi', 'usr/sbin', 'usr/bin', 'writer'],
+  ...['etc/qemu', 'lib64', 'lib/x86_64-linux-gnu', 'var/log', 'root'],
+] as const;
+
+/** The script that runs before the root file system is there. */
+export const INITRAMFS_INIT = BEFORE_ROOT;

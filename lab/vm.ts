@@ -1,0 +1,339 @@
+import { readFileSync } from 'node:fs';
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Acceleration } from './acceleration.js';
+import { LabError } from './errors.js';
+import { Guest } from './guest.js';
+import { copyImage } from './guest-image.js';
+import type { Libvirtd } from './libvirtd.js';
+import { endProcess, identifyProcess, type ProcessIdentity, type ProcessTable, signalProcess } from './processes.js';
+import { runProgram } from './programs.js';
+
+/** A disk of a lab VM: what lies in `source` is copied to `path` whenever the disk is made pristine. */
+export interface VmDisk {
+  readonly target: 'vda' | 'vdb' | 'vdc' | 'vdd' | 'vde';
+  /** `file`: local; `nbd`: the file is served by qemu-nbd, and the VM has a network disk. */
+  readonly kind: 'file' | 'nbd';
+  readonly format: 'qcow2' | 'raw';
+  readonly path: string;
+  readonly source: string;
+}
+
+/** What a VM is made of. */
+export interface VmDefinition {
+  readonly name: string;
+  readonly uuid: string;
+  readonly memoryMib: number;
+  readonly disks: readonly VmDisk[];
+  /** False: the VM has no guest agent channel at all. */
+  readonly agentChannel: boolean;
+}
+
+/** The lab's surroundings of a VM. */
+export interface VmHost {
+  readonly acceleration: Acceleration;
+  readonly kernel: string;
+  readonly initrd: string;
+  readonly socketsFolder: string;
+  readonly logsFolder: string;
+  /** True: libvirt relabels disk files (dynamic_ownership), so the XML must not forbid it. */
+  readonly relabel: boolean;
+}
+
+/** One VM of the lab: a libvirt domain, its disk files, the NBD servers of its network disks, and the guest inside. */
+export class Vm {
+  readonly definition: VmDefinition;
+  readonly guest: Guest;
+  readonly #host: VmHost;
+  readonly #libvirtd: Libvirtd;
+  readonly #processes: ProcessTable;
+
+  constructor(definition: VmDefinition, host: VmHost, libvirtd: Libvirtd, processes: ProcessTable) {
+    this.definition = definition;
+    this.#host = host;
+    this.#libvirtd = libvirtd;
+    this.#processes = processes;
+    this.guest = new Guest(definition.name, this.#consoleSocket, libvirtd);
+  }
+
+  get name(): string {
+    return this.definition.name;
+  }
+
+  get uuid(): string {
+    return this.definition.uuid;
+  }
+
+  /** The path of a disk's base file. */
+  diskPath(target: VmDisk['target']): string {
+    const disk = this.definition.disks.find((entry) => entry.target === target);
+    if (disk === undefined) throw new LabError('VM_FAILED', `${this.name} has no disk ${target}`);
+    return disk.path;
+  }
+
+  /** Makes the disks anew, defines the domain and starts it; returns when the guest's shell and its agent answer. */
+  async create(): Promise<void> {
+    await this.define();
+    await this.start();
+  }
+
+  /** Makes the disks anew and defines the domain, shut off. */
+  async define(): Promise<void> {
+    await this.#makeDisks();
+    const file = join(this.#host.logsFolder, `${this.name}.xml`);
+    await writeFile(file, this.#xml());
+    await this.#libvirtd.virsh(['define', file]);
+  }
+
+  /** Starts the domain as it is defined, and waits for the guest's shell and (if it has a channel) its agent. */
+  async start(): Promise<void> {
+    for (const disk of this.definition.disks) if (disk.kind === 'nbd') await this.#startNbd(disk);
+    await rm(this.#consoleSocket, { force: true });
+    await this.#libvirtd.virsh(['start', this.name]);
+    this.#recordQemu();
+    await this.guest.waitForShell();
+    if (this.definition.agentChannel) await this.guest.waitForAgent();
+  }
+
+  /** Lets the guest power itself off, its file systems unmounted, and waits until the domain is shut off. */
+  async stop(timeoutMs = 30_000): Promise<void> {
+    // The answer may be lost with the console.
+    await this.guest.run('setsid shutdown >/dev/null 2>&1 &', 5_000).catch(() => undefined);
+    await this.waitForState('shut off', timeoutMs);
+    this.guest.disconnect();
+  }
+
+  /** Pulls the plug; nothing happens where the domain is shut off. */
+  async destroy(): Promise<void> {
+    this.guest.disconnect();
+    if ((await this.state()) !== 'shut off') await this.#libvirtd.virsh(['destroy', this.name]);
+    await this.waitForState('shut off', 10_000);
+  }
+
+  /** Pulls the plug, makes the disks pristine, drops everything libvirt knew of the VM, and starts it anew. */
+  async reset(): Promise<void> {
+    await this.remove();
+    await this.create();
+  }
+
+  /** Removes the VM: domain, disks, overlays beside them, NBD servers. */
+  async remove(): Promise<void> {
+    if (await this.isDefined()) {
+      await this.destroy();
+      await this.#libvirtd.virsh(['undefine', '--snapshots-metadata', '--managed-save', this.name]);
+    }
+    for (const disk of this.definition.disks) {
+      if (disk.kind === 'nbd') await this.#processes.end(this.#nbdName(disk));
+    }
+    await this.#removeDisks();
+  }
+
+  async isDefined(): Promise<boolean> {
+    return (await this.#libvirtd.virsh(['list', '--all', '--name'])).split('\n').includes(this.name);
+  }
+
+  /** The domain's state in virsh's words: `running`, `paused`, `shut off`. */
+  async state(): Promise<string> {
+    return this.#libvirtd.virsh(['domstate', this.name]);
+  }
+
+  /** Waits for a state of the domain. @throws LabError VM_FAILED after `timeoutMs`. */
+  async waitForState(state: string, timeoutMs: number): Promise<void> {
+    const deadline = performance.now() + timeoutMs;
+    for (;;) {
+      const now = await this.state();
+      if (now === state) return;
+      if (performance.now() > deadline) {
+        throw new LabError('VM_FAILED', `${this.name} is '${now}' and not '${state}' after ${timeoutMs} ms`);
+      }
+      await delay(50);
+    }
+  }
+
+  async pause(): Promise<void> {
+    await this.#libvirtd.virsh(['suspend', this.name]);
+  }
+
+  async resume(): Promise<void> {
+    await this.#libvirtd.virsh(['resume', this.name]);
+  }
+
+  /** The QEMU process, if it runs. */
+  get qemu(): ProcessIdentity | undefined {
+    return this.#processes.find(`qemu ${this.name}`);
+  }
+
+  /** Sends a signal to QEMU itself: SIGSTOP for a VM that hangs as a whole, SIGKILL for one that crashes. */
+  signalQemu(signal: NodeJS.Signals): void {
+    const { qemu } = this;
+    if (qemu === undefined || !signalProcess(qemu, signal))
+      throw new LabError('VM_FAILED', `${this.name} does not run`);
+  }
+
+  /** The domain's XML, live or as it will be at its next start. */
+  async xml(which: 'live' | 'inactive' = 'live'): Promise<string> {
+    return this.#libvirtd.virsh(['dumpxml', this.name, ...(which === 'inactive' ? ['--inactive'] : [])]);
+  }
+
+  /** The files of each disk's backing chain as QEMU uses it now, the active one first, by target. */
+  async chains(): Promise<Record<string, string[]>> {
+    const xml = await this.xml();
+    const chains: Record<string, string[]> = {};
+    for (const [, disk] of xml.matchAll(/<disk [^>]*type='file'[^>]*>([\s\S]*?)<\/disk>/g)) {
+      if (disk === undefined) continue;
+      const target = disk.match(/<target dev='([^']+)'/)?.[1];
+      if (target === undefined) continue;
+      chains[target] = [...disk.matchAll(/<source file='([^']+)'/g)].flatMap(([, file]) =>
+        file === undefined ? [] : [file],
+      );
+    }
+    return chains;
+  }
+
+  get #consoleSocket(): string {
+    return join(this.#host.socketsFolder, `${this.definition.name}.tty`);
+  }
+
+  #nbdName(disk: VmDisk): string {
+    return `nbd ${this.name} ${disk.target}`;
+  }
+
+  #nbdSocket(disk: VmDisk): string {
+    return join(this.#host.socketsFolder, `${this.name}-${disk.target}.nbd`);
+  }
+
+  async #makeDisks(): Promise<void> {
+    for (const disk of this.definition.disks) {
+      await mkdir(dirname(disk.path), { recursive: true });
+      if (disk.format === 'raw' && disk.source.endsWith('.qcow2')) {
+        await runProgram('qemu-img', ['convert', '-O', 'raw', disk.source, disk.path]);
+      } else await copyImage(disk.source, disk.path);
+    }
+  }
+
+  async #removeDisks(): Promise<void> {
+    const folders = new Set(this.definition.disks.map((disk) => dirname(disk.path)));
+    for (const folder of folders) {
+      // Overlays lie beside their base, and a VM has its folder to itself.
+      for (const file of await readdir(folder).catch(() => [])) await rm(join(folder, file), { recursive: true });
+    }
+  }
+
+  async #startNbd(disk: VmDisk): Promise<void> {
+    if (this.#processes.find(this.#nbdName(disk)) !== undefined) return;
+    const socket = this.#nbdSocket(disk);
+    await rm(socket, { force: true });
+    const args = [
+      '--persistent',
+      '--shared=8',
+      `--format=${disk.format}`,
+      '--discard=unmap',
+      '-k',
+      socket,
+      '-x',
+      disk.target,
+    ];
+    const log = join(this.#host.logsFolder, `${this.name}-${disk.target}-nbd.log`);
+    const server = this.#processes.start(this.#nbdName(disk), 'qemu-nbd', [...args, disk.path], log);
+    const deadline = performance.now() + 10_000;
+    while (!(await serves(socket, disk.target))) {
+      if (performance.now() > deadline || identifyProcess(server.pid) === undefined) {
+        throw new LabError('VM_FAILED', `qemu-nbd did not start, see ${log}`);
+      }
+      await delay(20);
+    }
+    // QEMU may run as another user.
+    await runProgram('chmod', ['0666', socket]);
+  }
+
+  #recordQemu(): void {
+    const pid = readPid(join(this.#libvirtd.qemuRunFolder, `${this.name}.pid`));
+    const identity = pid === undefined ? undefined : identifyProcess(pid);
+    if (identity !== undefined) this.#processes.record(`qemu ${this.name}`, identity);
+  }
+
+  #xml(): string {
+    const { definition: vm } = this;
+    const { acceleration, kernel, initrd, relabel, logsFolder } = this.#host;
+    const cpu =
+      acceleration === 'kvm'
+        ? "<cpu mode='host-passthrough'/>"
+        : "<cpu mode='custom' match='exact'><model>qemu64</model></cpu>";
+    return `<domain type='${acceleration === 'kvm' ? 'kvm' : 'qemu'}'>
+  <name>${vm.name}</name>
+  <uuid>${vm.uuid}</uuid>
+  <memory unit='MiB'>${vm.memoryMib}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>${kernel}</kernel>
+    <initrd>${initrd}</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1</cmdline>
+  </os>
+  <features><acpi/><apic/></features>
+  ${cpu}
+  <clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+${vm.disks.map((disk) => this.#diskXml(disk)).join('\n')}
+    <controller type='virtio-serial' index='0'/>
+    <controller type='usb' model='none'/>
+${vm.agentChannel ? "    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n" : ''}\
+    <serial type='file'><source path='${join(logsFolder, `${vm.name}-console.log`)}' append='on'/><target port='0'/></serial>
+    <serial type='unix'><source mode='bind' path='${this.#consoleSocket}'/><target port='1'/></serial>
+    <memballoon model='none'/>
+  </devices>
+${relabel ? '' : "  <seclabel type='none'/>\n"}</domain>
+`;
+  }
+
+  #diskXml(disk: VmDisk): string {
+    const serial = `<serial>LAB${disk.target.toUpperCase()}</serial>`;
+    const target = `<target dev='${disk.target}' bus='virtio'/>${serial}`;
+    if (disk.kind === 'file') {
+      return `    <disk type='file' device='disk'><driver name='qemu' type='${disk.format}' discard='unmap'/><source file='${disk.path}'/>${target}</disk>`;
+    }
+    const source = `<source protocol='nbd' name='${disk.target}'><host transport='unix' socket='${this.#nbdSocket(disk)}'/></source>`;
+    return `    <disk type='network' device='disk'><driver name='qemu' type='raw'/>${source}${target}</disk>`;
+  }
+}
+
+async function serves(socket: string, name: string): Promise<boolean> {
+  const url = `nbd+unix:///${name}?socket=${socket}`;
+  return (await runProgram('qemu-img', ['info', url], { accept: [0, 1] })).exitCode === 0;
+}
+
+function readPid(file: string): number | undefined {
+  try {
+    const pid = Number(readFileSync(file, 'utf8').trim());
+    return Number.isSafeInteger(pid) ? pid : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Ends every QEMU that libvirt's pid files name and whose command line names the lab's own folder: what a crashed run left.
+ * The folder is looked for because a pid file says nothing of when its process was started.
+ */
+export async function endLeftoverQemus(qemuRunFolder: string, labFolder: string): Promise<number> {
+  let ended = 0;
+  for (const file of await readdir(qemuRunFolder).catch(() => [])) {
+    const pid = file.endsWith('.pid') ? readPid(join(qemuRunFolder, file)) : undefined;
+    const identity = pid === undefined ? undefined : identifyProcess(pid);
+    if (identity === undefined || !commandLine(identity.pid).includes(`${labFolder}/`)) continue;
+    await endProcess(identity, 0);
+    ended += 1;
+  }
+  return ended;
+}
+
+function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
+  } catch {
+    return '';
+  }
+}
