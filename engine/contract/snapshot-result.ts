@@ -1,0 +1,78 @@
+import type {
+  DeleteSnapshotResult,
+  DiskPart,
+  Gap,
+  LeftOutDisk,
+  MergedPart,
+  SnapshotVmResult,
+} from '@stillpoint/workflows';
+import { z } from 'zod';
+
+import { quiescePolicy } from './snapshot-input.js';
+
+/** What the workflows answer, for the OpenAPI document and docs/schema/. Unknown fields are dropped, so that a later worker may say more. */
+
+export const grade = z.enum(['filesystem', 'crash', 'per-disk']);
+
+export const diskPart = z.object({
+  target: z.string(),
+  kind: z.literal('local'),
+  path: z.string().describe("Image on the host that holds the disk's data of the cut"),
+  format: z.string(),
+  overlay: z.string().describe('Overlay that the guest writes to since; deleting the snapshot merges it into path'),
+  sizeBytes: z.number(),
+}) satisfies z.ZodType<DiskPart>;
+
+export const leftOutDisk = z.object({
+  target: z.string(),
+  reason: z.string(),
+  writable: z.boolean().describe('The snapshot is partial without it'),
+}) satisfies z.ZodType<LeftOutDisk>;
+
+export const gap = z.object({
+  target: z.string(),
+  mountpoint: z.string(),
+  reason: z.string(),
+  accepted: z.boolean(),
+}) satisfies z.ZodType<Gap>;
+
+export const windowFacts = z.object({
+  id: z.string(),
+  ms: z.number().describe('Freeze answer read to thaw request written, on the host, ms; 0: never frozen'),
+  frozenAt: z.string().exactOptional(),
+  thawedAt: z.string().exactOptional(),
+  frozenFileSystems: z.number(),
+});
+
+const vmNames = z.object({ uuid: z.string(), name: z.string() });
+
+export const snapshotVmResult = z.object({
+  snapshotId: z.string(),
+  name: z.string(),
+  vm: vmNames,
+  host: z.string(),
+  grade: grade.describe('How consistent the snapshot was proven to be'),
+  why: z.string().describe('Why this grade, in plain words'),
+  quiesce: quiescePolicy,
+  partial: z.boolean().describe('A writable disk is left out'),
+  leftOut: z.array(leftOutDisk),
+  unfrozen: z.array(gap).describe("What stayed unfrozen by the request's leave or by rule"),
+  disks: z.array(diskPart),
+  window: windowFacts,
+  hypervisor: z.string(),
+}) satisfies z.ZodType<SnapshotVmResult>;
+
+export const mergedPart = z.object({
+  target: z.string(),
+  overlay: z.string(),
+  path: z.string().describe('Into which image it was merged'),
+  outcome: z.enum(['unused-deleted', 'committed', 'not-found', 'pending']),
+  detail: z.string(),
+}) satisfies z.ZodType<MergedPart>;
+
+export const deleteSnapshotResult = z.object({
+  snapshotId: z.string(),
+  vm: vmNames,
+  host: z.string(),
+  disks: z.array(mergedPart),
+}) satisfies z.ZodType<DeleteSnapshotResult>;
