@@ -60,7 +60,12 @@ export class Lane {
     await this.#turn(limit);
     let call: Promise<Result>;
     try {
-      const connection = await this.#connectionWithFreeSlot(limit);
+      // Nothing may await between the choice of a connection and the call: others would choose the same slot.
+      let connection = this.#leastLoaded();
+      while (connection === undefined) {
+        await within(this.#connect(), limit);
+        connection = this.#leastLoaded();
+      }
       call = connection.call(procedure, args, { ...options, timeoutMs: remainingMs(limit) });
     } finally {
       this.#starting--;
@@ -118,14 +123,7 @@ export class Lane {
     }
   }
 
-  async #connectionWithFreeSlot(limit: Limit): Promise<RpcConnection> {
-    for (;;) {
-      const connection = this.#leastLoaded();
-      if (connection !== undefined) return connection;
-      await within(this.#connect(), limit);
-    }
-  }
-
+  /** A connection with a free slot. */
   #leastLoaded(): RpcConnection | undefined {
     let best: RpcConnection | undefined;
     for (const connection of this.#connections) {
