@@ -182,6 +182,8 @@ export interface Images {
   isEmptyOverlay(path: string): Promise<boolean>;
   /** Commits a file that no QEMU uses into its base, under QEMU's image lock. Errors: IMAGE_LOCKED is MERGE_FAILED with metadata.reason. */
   commitOffline(overlay: string): Promise<void>;
+  /** Makes the header of a qcow2 that no QEMU uses name another image below it, without touching data; under QEMU's image lock. Errors: as commitOffline. */
+  rebase(path: string, to: { backing: string; backingFormat: string }): Promise<void>;
   /** Deletes a file; of a missing one: nothing. */
   delete(path: string): Promise<void>;
   /** Whether something is there. */
