@@ -113,6 +113,7 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
   readonly #quick: Lane;
   readonly #ordinary: Lane;
   readonly #urgent: Lane;
+  readonly #lanes: readonly Lane[];
   readonly #closing = new AbortController();
   #events: RpcConnection | undefined;
   #versions: Versions | undefined;
@@ -138,6 +139,7 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
     this.#quick = lane(QUICK_CALLS);
     this.#ordinary = lane(ORDINARY_CALLS);
     this.#urgent = lane(URGENT_CALLS);
+    this.#lanes = [this.#quick, this.#ordinary, this.#urgent];
   }
 
   /** The versions of the libvirtd that is connected now; undefined while there is none. */
@@ -172,7 +174,7 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
   async close(): Promise<void> {
     this.#closing.abort();
     this.#events?.close();
-    for (const lane of [this.#quick, this.#ordinary, this.#urgent]) lane.close();
+    for (const lane of this.#lanes) lane.close();
     await this.#loop;
   }
 
@@ -293,6 +295,7 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
         const reason = await connected.ended;
         this.#versions = undefined;
         this.#lastFailure = reason;
+        for (const lane of this.#lanes) lane.closeIdle();
         this.emit('down', reason);
       }
       await this.#pause(waitMs);
@@ -318,7 +321,7 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
         await events.call(Procedures.eventRegister, { eventId: event.id }, options);
       const libvirt = Number(await events.call(Procedures.connectGetLibVersion, undefined, options));
       const hypervisor = Number(await events.call(Procedures.connectGetVersion, undefined, options));
-      await Promise.all([this.#quick.warm(), this.#ordinary.warm(), this.#urgent.warm()]);
+      await Promise.all(this.#lanes.map((lane) => lane.warm()));
       this.#closing.signal.throwIfAborted();
       this.#events = events;
       this.#versions = { libvirt, hypervisor };

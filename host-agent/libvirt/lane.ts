@@ -74,6 +74,14 @@ export class Lane {
     return call;
   }
 
+  /**
+   * Closes the connections without a call, for when another connection to the same libvirtd broke: they would only be found broken by the
+   * next call, whose outcome would then be unknown, where a new connection tells at once that nothing was sent.
+   */
+  closeIdle(): void {
+    for (const connection of this.#connections) if (connection.inFlight === 0) connection.close();
+  }
+
   /** Closes all connections for good; calls under way are rejected with LIBVIRT_UNREACHABLE. */
   close(): void {
     this.#closed = true;
