@@ -164,8 +164,11 @@ export interface OverlayFile {
 export interface Images {
   /** The path with every symlink resolved, and what it is. Errors: DISK_NOT_FOUND (nothing there). */
   resolve(path: string): Promise<{ path: string; kind: 'file' | 'block' }>;
-  /** Of the image alone, also while QEMU uses it. Errors: IMAGE_INVALID, DISK_NOT_FOUND. */
-  info(path: string): Promise<ImageInfo>;
+  /**
+   * Of the image alone, also while QEMU uses it, read as `format` and never probed: a guest can write any header onto its raw disk.
+   * Errors: IMAGE_INVALID, DISK_NOT_FOUND.
+   */
+  info(path: string, format: string): Promise<ImageInfo>;
   /** Bytes free for new data on the file system of `folder`. */
   freeBytes(folder: string): Promise<number>;
   /** Makes an empty qcow2 overlay of `base`, with the owner and mode of `likeFile`, durably (fsync of file and folder). Errors: OVERLAY_EXISTS, NO_SPACE, IMAGE_INVALID. */

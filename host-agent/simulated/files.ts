@@ -99,8 +99,11 @@ export class SimulatedFiles {
     this.#images.delete(path);
   }
 
-  info(path: string): ImageInfo {
+  info(path: string, format: string): ImageInfo {
     const image = this.need(path);
+    const { virtualSizeBytes } = image;
+    if (format === 'raw') return { format, virtualSizeBytes, backing: undefined, backingFormat: undefined };
+    if (image.format !== format) throw new HostAgentError('IMAGE_INVALID', `${path} is not ${format}.`);
     return {
       format: image.format,
       virtualSizeBytes: image.virtualSizeBytes,

@@ -232,7 +232,7 @@ class Session implements SimulatedSession {
     const { files } = world;
     this.images = {
       resolve: (path) => file('resolve', () => files.resolve(path)),
-      info: (path) => file('info', () => files.info(path)),
+      info: (path, format) => file('info', () => files.info(path, format)),
       freeBytes: (folder) => file('freeBytes', () => files.freeBytes(folder)),
       createOverlay: (overlay) => file('createOverlay', () => files.createOverlay(overlay)),
       isOpen: (path) => file('isOpen', () => files.isOpen(path)),

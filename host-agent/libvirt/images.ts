@@ -1,0 +1,285 @@
+import { execFile } from 'node:child_process';
+import { type BigIntStats, constants } from 'node:fs';
+import { lstat, open, readdir, readlink, realpath, rm, stat, statfs, unlink } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { z } from 'zod';
+import { HostAgentError, isHostAgentError } from '../errors.js';
+import type { ImageInfo, Images } from '../hypervisor.js';
+
+export interface QemuImagesSettings {
+  /** Default `qemu-img`, found on the PATH. */
+  qemuImg?: string;
+  /** How long qemu-img may take for anything but a commit, in ms; default 30 000. A commit copies data and has no limit: killed, it would begin anew. */
+  timeoutMs?: number;
+  /** Where the kernel shows processes; default `/proc`. */
+  procFolder?: string;
+}
+
+const run = promisify(execFile);
+
+const infoAnswer = z.object({
+  format: z.string(),
+  'virtual-size': z.number(),
+  'backing-filename': z.string().optional(),
+  'backing-filename-format': z.string().optional(),
+});
+
+/** `present` is missing before QEMU 6.1; there `data` and `zero` alone say what the image itself holds. */
+const mapAnswer = z.array(
+  z.object({ depth: z.number(), data: z.boolean(), zero: z.boolean(), present: z.boolean().optional() }),
+);
+
+/**
+ * The port's images on a Linux host: qemu-img and the file system.
+ *
+ * Formats are always named: a guest can write a qcow2 header onto its raw disk, and a tool that probes would then follow the guest's choice of
+ * backing file. qemu-img's texts are read only for the two conditions that have no other sign: a locked image and a full disk.
+ */
+export function createQemuImages(settings: QemuImagesSettings = {}): Images {
+  const qemuImg = settings.qemuImg ?? 'qemu-img';
+  const timeoutMs = settings.timeoutMs ?? 30_000;
+  const procFolder = settings.procFolder ?? '/proc';
+
+  async function qemu(args: string[], limitMs = timeoutMs): Promise<string> {
+    try {
+      const { stdout } = await run(qemuImg, args, {
+        timeout: limitMs,
+        killSignal: 'SIGKILL',
+        maxBuffer: 256 * 1024 * 1024,
+        env: { ...process.env, LC_ALL: 'C' },
+      });
+      return stdout;
+    } catch (cause) {
+      const stderr = isExecFailure(cause) ? cause.stderr.trim() : '';
+      throw new HostAgentError('IMAGE_INVALID', `qemu-img ${args[0]} failed: ${stderr || String(cause)}`, {
+        cause,
+      });
+    }
+  }
+
+  async function info(path: string, format: string): Promise<ImageInfo> {
+    await statOf(path);
+    const text = await qemu(['info', '-U', '-f', format, '--output=json', absolute(path)]);
+    const answer = parse(infoAnswer, text, path);
+    const backing = answer['backing-filename'];
+    return {
+      format: answer.format,
+      virtualSizeBytes: answer['virtual-size'],
+      backing: backing === undefined ? undefined : resolve(dirname(await realpath(path)), backing),
+      backingFormat: answer['backing-filename-format'],
+    };
+  }
+
+  return {
+    async resolve(path) {
+      const real = await realpath(absolute(path)).catch((cause: unknown) => {
+        throw notFound(path, cause);
+      });
+      const found = await statOf(real);
+      if (found.isFile()) return { path: real, kind: 'file' };
+      if (found.isBlockDevice()) return { path: real, kind: 'block' };
+      throw new HostAgentError('IMAGE_INVALID', `${path} is neither a file nor a block device.`);
+    },
+
+    info,
+
+    async freeBytes(folder) {
+      const { bavail, bsize } = await statfs(folder).catch((cause: unknown) => {
+        throw notFound(folder, cause);
+      });
+      return bavail * bsize;
+    },
+
+    async createOverlay({ path, base, baseFormat, sizeBytes, likeFile }) {
+      const like = await statOf(likeFile);
+      await statOf(base);
+      // Made exclusively first: qemu-img would overwrite whatever is there.
+      const file = await open(absolute(path), constants.O_CREAT | constants.O_EXCL | constants.O_RDWR, 0o600).catch(
+        (cause: unknown) => {
+          throw isErrno(cause, 'EEXIST')
+            ? new HostAgentError('OVERLAY_EXISTS', `${path} exists already.`, { cause })
+            : isErrno(cause, 'ENOSPC')
+              ? new HostAgentError('NO_SPACE', `No space left for ${path}.`, { cause })
+              : notFound(dirname(path), cause);
+        },
+      );
+      try {
+        // -u: the base is not opened; a running QEMU holds it.
+        await qemu([
+          'create',
+          '-q',
+          '-u',
+          '-f',
+          'qcow2',
+          '-F',
+          baseFormat,
+          '-b',
+          absolute(base),
+          path,
+          String(sizeBytes),
+        ]);
+        await file.chown(Number(like.uid), Number(like.gid));
+        await file.chmod(Number(like.mode & 0o777n));
+        await file.sync();
+        await syncFolder(dirname(path));
+      } catch (error) {
+        // qemu-img may have deleted it itself.
+        await rm(path, { force: true });
+        const full = isErrno(error, 'ENOSPC') || stderrOf(error).includes('No space left on device');
+        throw full ? new HostAgentError('NO_SPACE', `No space left for ${path}.`, { cause: error }) : error;
+      } finally {
+        await file.close();
+      }
+    },
+
+    async isOpen(path) {
+      const wanted = await stat(path, { bigint: true }).catch(() => undefined);
+      if (wanted === undefined) return false;
+      for (const process of await readdir(procFolder)) {
+        if (/^\d+$/.test(process) && (await hasOpen(join(procFolder, process, 'fd'), wanted))) return true;
+      }
+      return false;
+    },
+
+    async isEmptyOverlay(path) {
+      await statOf(path);
+      const extents = parse(mapAnswer, await qemu(['map', '-U', '-f', 'qcow2', '--output=json', absolute(path)]), path);
+      return !extents.some(({ depth, data, zero, present }) => depth === 0 && (present ?? (data || zero)));
+    },
+
+    async commitOffline(overlay) {
+      const { backing, backingFormat } = await info(overlay, 'qcow2');
+      if (backing === undefined || backingFormat === undefined) {
+        throw new HostAgentError('IMAGE_INVALID', `${overlay} does not name an image below it and its format.`);
+      }
+      // -d: the overlay keeps its data; it is deleted when everybody is seen to use the base.
+      await qemu(['commit', '-q', '-d', '-f', 'qcow2', overlay], 0).catch(asMergeFailure(overlay));
+    },
+
+    async rebase(path, to) {
+      const args = ['rebase', '-q', '-u', '-f', 'qcow2', '-F', to.backingFormat, '-b', absolute(to.backing), path];
+      await qemu(args).catch(asMergeFailure(path));
+      await syncFile(path);
+    },
+
+    async delete(path) {
+      try {
+        await unlink(absolute(path));
+      } catch (cause) {
+        if (isErrno(cause, 'ENOENT')) return;
+        throw new HostAgentError('INTERNAL', `${path} cannot be deleted.`, { cause });
+      }
+      await syncFolder(dirname(path));
+    },
+
+    async exists(path) {
+      try {
+        await lstat(path);
+        return true;
+      } catch (cause) {
+        if (isErrno(cause, 'ENOENT') || isErrno(cause, 'ENOTDIR')) return false;
+        throw new HostAgentError('INTERNAL', `${path} cannot be looked at.`, { cause });
+      }
+    },
+
+    async listOverlays(folder) {
+      const names = await readdir(folder).catch((cause: unknown) => {
+        if (isErrno(cause, 'ENOENT')) return [];
+        throw new HostAgentError('INTERNAL', `${folder} cannot be read.`, { cause });
+      });
+      return names
+        .filter((name) => name.includes('.sp-'))
+        .sort()
+        .map((name) => join(folder, name));
+    },
+  };
+}
+
+/** Whether a process has the file open. A process that may not be looked at counts as one that has: nothing is deleted on a guess. */
+async function hasOpen(fdFolder: string, wanted: BigIntStats): Promise<boolean> {
+  let descriptors: string[];
+  try {
+    descriptors = await readdir(fdFolder);
+  } catch (error) {
+    return !isErrno(error, 'ENOENT') && !isErrno(error, 'ESRCH');
+  }
+  for (const descriptor of descriptors) {
+    const link = join(fdFolder, descriptor);
+    const target = await readlink(link).catch(() => '');
+    if (!target.startsWith('/')) continue;
+    const opened = await stat(link, { bigint: true }).catch(() => undefined);
+    if (opened === undefined) continue;
+    const sameFile = opened.dev === wanted.dev && opened.ino === wanted.ino;
+    if (sameFile || (wanted.isBlockDevice() && opened.isBlockDevice() && opened.rdev === wanted.rdev)) return true;
+  }
+  return false;
+}
+
+function asMergeFailure(path: string): (error: unknown) => never {
+  return (error) => {
+    const locked = /Failed to get .*lock|Is another process using the image/.test(stderrOf(error));
+    throw new HostAgentError(
+      'MERGE_FAILED',
+      locked ? `${path} or an image below it is in use.` : `${path} could not be merged.`,
+      {
+        cause: error,
+        metadata: { reason: locked ? 'IMAGE_LOCKED' : 'MERGE_FAILED' },
+      },
+    );
+  };
+}
+
+async function statOf(path: string): Promise<BigIntStats> {
+  return await stat(absolute(path), { bigint: true }).catch((cause: unknown) => {
+    throw notFound(path, cause);
+  });
+}
+
+/** qemu-img takes `nbd:…` or `json:…` for other things than files; an absolute path never is. */
+function absolute(path: string): string {
+  if (path.startsWith('/')) return path;
+  throw new HostAgentError('INVALID_ARGUMENT', `Not an absolute path: ${path}`);
+}
+
+function parse<T>(schema: z.ZodType<T>, text: string, path: string): T {
+  try {
+    return schema.parse(JSON.parse(text));
+  } catch (cause) {
+    throw new HostAgentError('IMAGE_INVALID', `qemu-img's answer about ${path} is not what QEMU documents.`, { cause });
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, 'r');
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** A new or deleted name is durable once its folder is. */
+async function syncFolder(folder: string): Promise<void> {
+  await syncFile(folder);
+}
+
+function notFound(path: string, cause: unknown): HostAgentError {
+  return isErrno(cause, 'ENOENT') || isErrno(cause, 'ENOTDIR') || isErrno(cause, 'ELOOP')
+    ? new HostAgentError('DISK_NOT_FOUND', `Nothing is at ${path}.`, { cause })
+    : isHostAgentError(cause)
+      ? cause
+      : new HostAgentError('INTERNAL', `${path} cannot be looked at.`, { cause });
+}
+
+function stderrOf(error: unknown): string {
+  return isHostAgentError(error) && isExecFailure(error.cause) ? error.cause.stderr : '';
+}
+
+function isErrno(error: unknown, code: string): boolean {
+  return error instanceof Error && 'code' in error && error.code === code;
+}
+
+function isExecFailure(error: unknown): error is Error & { stderr: string } {
+  return error instanceof Error && 'stderr' in error && typeof error.stderr === 'string';
+}
