@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { chmod, link, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, link, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -62,9 +62,18 @@ export class TemporalCache {
       await delay(this.#lockPollMs);
     }
     try {
+      await this.#sweep();
       return await fill();
     } finally {
       await rm(lock, { force: true });
+    }
+  }
+
+  /** A process that was killed may have left a half-made server of some hundred megabytes. */
+  async #sweep(): Promise<void> {
+    for (const name of await readdir(this.folder)) {
+      const maker = /^\.new-(\d+)-/.exec(name)?.[1];
+      if (maker && !isAlive(Number(maker))) await rm(join(this.folder, name), { recursive: true, force: true });
     }
   }
 

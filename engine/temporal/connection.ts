@@ -41,13 +41,19 @@ export function settingsFromEnvironment(env: NodeJS.ProcessEnv): TemporalSetting
   }
 }
 
+/** A client, and the connection below it: for the operator service, and to be closed in the end. */
+export interface ConnectedClient {
+  readonly client: Client;
+  readonly connection: Connection;
+}
+
 /**
- * Connects a client and sees that the namespace exists. Close it with `client.connection.close()`.
+ * Connects a client and sees that the namespace exists.
  *
  * @param connectTimeoutMs default 10 000
  * @throws TemporalError TEMPORAL_UNREACHABLE, TEMPORAL_NAMESPACE_NOT_FOUND
  */
-export async function connectClient(settings: TemporalSettings, connectTimeoutMs = 10_000): Promise<Client> {
+export async function connectClient(settings: TemporalSettings, connectTimeoutMs = 10_000): Promise<ConnectedClient> {
   const connection = await reach(settings, () =>
     Connection.connect({ ...settings.connection, connectTimeout: connectTimeoutMs }),
   );
@@ -57,7 +63,7 @@ export async function connectClient(settings: TemporalSettings, connectTimeoutMs
     await connection.close();
     throw error;
   }
-  return new Client({ connection, namespace: settings.namespace });
+  return { client: new Client({ connection, namespace: settings.namespace }), connection };
 }
 
 /**

@@ -16,10 +16,8 @@ import { afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vite
 
 import { installedTemporal } from './fixtures/installed-command.js';
 
-const keys = [
-  defineSearchAttributeKey('StillpointVm', 'KEYWORD'),
-  defineSearchAttributeKey('StillpointWindowMs', 'DOUBLE'),
-];
+const vm = defineSearchAttributeKey('StillpointVm', 'KEYWORD');
+const windowMs = defineSearchAttributeKey('StillpointWindowMs', 'DOUBLE');
 
 let command: string;
 let stateFolder: string;
@@ -49,11 +47,11 @@ describe('the development server', () => {
   it('keeps its state when it is killed and started again on the same folder', async () => {
     const first = await start();
     const before = await connectClient(first.settings);
-    await registerSearchAttributes(before.connection, 'default', keys);
-    const { firstExecutionRunId } = await before.workflow.start('nobodyRunsThis', {
+    await registerSearchAttributes(before.connection, 'default', [vm, windowMs]);
+    const { firstExecutionRunId } = await before.client.workflow.start('nobodyRunsThis', {
       taskQueue: 'nobody',
       workflowId: 'vm-1',
-      typedSearchAttributes: [{ key: keys[0] as never, value: 'web-1' }],
+      typedSearchAttributes: [{ key: vm, value: 'web-1' }],
     });
     await before.connection.close();
     process.kill(first.pid, 'SIGKILL');
@@ -63,7 +61,7 @@ describe('the development server', () => {
     const after = await connectClient(second.settings);
     const { customAttributes } = await after.connection.operatorService.listSearchAttributes({ namespace: 'default' });
     expect(customAttributes).toMatchObject({ StillpointVm: 2, StillpointWindowMs: 4 });
-    const run = await after.workflow.getHandle('vm-1').describe();
+    const run = await after.client.workflow.getHandle('vm-1').describe();
     expect([run.runId, run.status.name]).toEqual([firstExecutionRunId, 'RUNNING']);
     await after.connection.close();
   });
@@ -125,12 +123,14 @@ describe('a server that does not come up', () => {
 
   it('is killed when it stays silent', async () => {
     const silent = await program('trap "" TERM; echo "pid $$"; while :; do sleep 1; done');
-    const failure = start({ command: silent, startTimeoutMs: 300, stopTimeoutMs: 50 });
-    await expect(failure).rejects.toMatchObject({
+    const failure = await start({ command: silent, startTimeoutMs: 300, stopTimeoutMs: 50 }).catch(
+      (thrown: unknown) => thrown,
+    );
+    expect(failure).toMatchObject({
       code: 'TEMPORAL_DEV_SERVER_FAILED',
       message: expect.stringMatching(/within 0.3 s[\s\S]*pid \d+/),
     });
-    const pid = Number(/pid (\d+)/.exec(await failure.catch((error: Error) => error.message))?.[1]);
+    const pid = Number(/pid (\d+)/.exec((failure as Error).message)?.[1]);
     expect(isAlive(pid)).toBe(false);
   });
 

@@ -165,13 +165,15 @@ describe('the download', () => {
     expect(requests).toBe(1);
   });
 
-  it('is not held up by the lock of a process that died', async () => {
+  it('is not held up by the lock of a process that died, and removes what that one left half made', async () => {
     const archive = await releaseArchive(temporalProgram);
     const release = await served(archive, (response) => response.end(archive));
     await mkdir(cache.folder, { recursive: true });
     const dead = execFileSync('sh', ['-c', 'echo $$'], { encoding: 'utf8' });
     await writeFile(join(cache.folder, '.lock'), dead);
+    await writeFile(join(cache.folder, `.new-${dead.trim()}-0`), 'half');
     expect(await find({ release })).toMatchObject({ source: 'download' });
+    expect(await readdir(cache.folder)).toEqual(['temporal']);
   });
 
   it('ends at once when the search is stopped', async () => {
