@@ -20,11 +20,31 @@ export default defineConfig({
     projects: [
       {
         ...shared,
-        test: { name: 'unit', pool, include: ['test/**/*.test.ts'], exclude: [...onTemporal, ...onLab], testTimeout: 30_000, hookTimeout: 60_000 },
+        test: {
+          name: 'unit',
+          pool,
+          include: ['test/**/*.test.ts'],
+          exclude: [...onTemporal, ...onLab],
+          testTimeout: 30_000,
+          hookTimeout: 60_000,
+        },
       },
-      { ...shared, test: { name: 'temporal', pool, include: onTemporal, testTimeout: 60_000, hookTimeout: 300_000, fileParallelism: false } },
+      {
+        ...shared,
+        test: {
+          name: 'temporal',
+          pool,
+          include: onTemporal,
+          testTimeout: 60_000,
+          hookTimeout: 300_000,
+          fileParallelism: false,
+        },
+      },
       // One lab on the machine: its files run one after another.
-      { ...shared, test: { name: 'lab', pool, include: onLab, testTimeout: 180_000, hookTimeout: 600_000, fileParallelism: false } },
+      {
+        ...shared,
+        test: { name: 'lab', pool, include: onLab, testTimeout: 180_000, hookTimeout: 600_000, fileParallelism: false },
+      },
     ],
   },
 });

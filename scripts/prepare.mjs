@@ -19,7 +19,11 @@ export function prepare() {
 export function step(what, command, args) {
   const started = Date.now();
   process.stdout.write(`· ${what} …\n`);
-  const { status, stdout, stderr, error } = spawnSync(command, args, { cwd: root, encoding: 'utf8', maxBuffer: 64 << 20 });
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 64 << 20,
+  });
   if (error) fail(`${command} could not be started: ${error.message}`, 1);
   if (status !== 0) {
     process.stderr.write(stdout + stderr);
@@ -37,7 +41,8 @@ function dependenciesAreCurrent() {
   const wanted = JSON.parse(readFileSync(lock, 'utf8')).packages;
   const present = JSON.parse(readFileSync(installed, 'utf8')).packages;
   return Object.entries(wanted).every(
-    ([place, entry]) => !place.startsWith('node_modules/') || entry.link || entry.optional || present[place]?.version === entry.version,
+    ([place, entry]) =>
+      !place.startsWith('node_modules/') || entry.link || entry.optional || present[place]?.version === entry.version,
   );
 }
 

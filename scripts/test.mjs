@@ -1,0 +1,89 @@
+// npm test: every suite, in the order of their needs, and a closing table of what ran, on what, and how long.
+// `npm test -- unit lab` runs only those; `-- --help` lists them.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { prepare, root, step } from './prepare.mjs';
+
+const lab =
+  process.platform !== 'linux'
+    ? `needs Linux; this is ${process.platform}`
+    : process.arch !== 'x64'
+      ? `needs x86-64; this is ${process.arch}`
+      : process.getuid() !== 0
+        ? 'needs root: it installs packages and starts a libvirtd of its own'
+        : undefined;
+
+const suites = [
+  { name: 'lint', on: 'Biome and buf over the whole tree' },
+  { name: 'unit', on: 'Node, PGlite, gRPC on loopback, the simulated hypervisor' },
+  { name: 'temporal', on: 'a real Temporal server, the simulated hypervisor' },
+  { name: 'lab', on: 'real libvirt, QEMU, guest agent and Temporal', cannot: lab },
+];
+
+const asked = process.argv.slice(2);
+const unknown = asked.filter((name) => !suites.some((suite) => suite.name === name));
+if (unknown.length > 0) {
+  const known = suites.map(({ name, on }) => `  ${name.padEnd(9)} ${on}`).join('\n');
+  process.stderr.write(`${unknown[0] === '--help' ? '' : `No suite is called ${unknown[0]}. `}Suites:\n${known}\n`);
+  process.exit(unknown[0] === '--help' ? 0 : 2);
+}
+
+const started = Date.now();
+const reports = mkdtempSync(path.join(tmpdir(), 'stillpoint-tests-'));
+const rows = [];
+prepare();
+for (const suite of suites) {
+  if (asked.length > 0 && !asked.includes(suite.name)) continue;
+  if (suite.cannot) rows.push({ ...suite, result: `did not run: ${suite.cannot}`, passed: 0, failed: 0, skipped: 1 });
+  else if (suite.name === 'lint') rows.push(lint(suite));
+  else rows.push(vitest(suite));
+}
+rmSync(reports, { recursive: true, force: true });
+
+const total = (what) => rows.reduce((sum, row) => sum + row[what], 0);
+process.stdout.write(`\nSuites of this run (${seconds(started)} in all, Node ${process.version}):\n`);
+for (const row of rows) process.stdout.write(`  ${row.name.padEnd(9)} ${row.result.padEnd(42)} on ${row.on}\n`);
+process.stdout.write(`\n${total('passed')} passed, ${total('failed')} failed, ${total('skipped')} skipped\n`);
+process.exit(total('failed') > 0 ? 1 : 0);
+
+function lint(suite) {
+  const start = Date.now();
+  step('linting', 'npm', ['run', '--silent', 'lint']);
+  return { ...suite, result: `clean, ${seconds(start)}`, passed: 1, failed: 0, skipped: 0 };
+}
+
+function vitest(suite) {
+  const start = Date.now();
+  const report = path.join(reports, `${suite.name}.json`);
+  process.stdout.write(`\n── ${suite.name}: on ${suite.on}\n`);
+  const { status } = spawnSync(
+    process.execPath,
+    [
+      path.join(root, 'node_modules', 'vitest', 'vitest.mjs'),
+      'run',
+      '--project',
+      suite.name,
+      '--reporter=default',
+      '--reporter=json',
+      `--outputFile.json=${report}`,
+    ],
+    { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] },
+  );
+  let counts = { numPassedTests: 0, numFailedTests: 0, numPendingTests: 0, numTodoTests: 0 };
+  try {
+    counts = JSON.parse(readFileSync(report, 'utf8'));
+  } catch {
+    // No report: the runner itself failed, which its exit code tells.
+  }
+  // A file that fails to load has no failed test of its own, and a run without any test proves nothing.
+  const failed = Math.max(counts.numFailedTests, status === 0 && counts.numPassedTests > 0 ? 0 : 1);
+  const skipped = counts.numPendingTests + counts.numTodoTests;
+  const result = `${counts.numPassedTests} passed, ${failed} failed${skipped ? `, ${skipped} skipped` : ''}, ${seconds(start)}`;
+  return { ...suite, result, passed: counts.numPassedTests, failed, skipped };
+}
+
+function seconds(since) {
+  return `${((Date.now() - since) / 1000).toFixed(0)} s`;
+}
