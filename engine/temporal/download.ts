@@ -11,8 +11,8 @@ import { reasonOf, TemporalError } from './errors.js';
 import type { Progress } from './progress.js';
 
 /**
- * SHA-256 of the archives of the official release, as in its `checksums.txt`
- * (github.com/temporalio/cli, releases/tag/v1.8.2).
+ * SHA-256 of the archives of the official release. A new version's come from the `checksums.txt` beside them:
+ * https://github.com/temporalio/cli/releases.
  */
 const releaseSha256: Readonly<Record<string, string>> = {
   'linux-amd64': 'd8421bda989e6514b4bdb4d63a9012a8a05a806892e881a5aad8510496349a94',
