@@ -17,7 +17,7 @@ if (bundled !== inputs) {
   // Loading the bundler takes longer than the check, so only now.
   const { bundleWorkflowCode, DefaultLogger } = await import('@temporalio/worker');
   const { code } = await bundleWorkflowCode({
-    workflowsPath: join(dist, 'index.js'),
+    workflowsPath: join(dist, 'flows.js'),
     logger: new DefaultLogger('WARN'),
   });
   await writeFile(`${bundle}.new`, code);

@@ -158,6 +158,8 @@ export const workflowErrors = {
   NO_DISKS: 'No disk of this VM can be snapshotted.',
   CONSISTENCY_LOST: 'The freeze did not hold, and the policy is required.',
   CUT_MISSING: 'A cut was not made.',
+  WORKER_LOST: 'The worker that ran a step died or was cut off.',
+  STEP_TIMED_OUT: 'A step did not end in its time.',
   CLEANUP_PENDING: 'Something made for the snapshot could not be taken back yet; the text says what and what will.',
   CATALOGUE_REFUSED: 'Another run or administrator decided over this snapshot first.',
 } as const;

@@ -1,0 +1,3 @@
+/** What the worker runs: every function exported here is a workflow type. */
+export { deleteSnapshot } from './delete-snapshot.js';
+export { snapshotVm } from './snapshot-vm.js';

@@ -1,0 +1,252 @@
+import { CancellationScope, upsertSearchAttributes } from '@temporalio/workflow';
+import type { Plan, Undone } from './activities.js';
+import { type Quiesce, type SnapshotVmInput, type SnapshotVmResult, searchAttributes, windowIdOf } from './contract.js';
+import type { Circumstances, Decision, WindowEnd } from './decision.js';
+import { type Failure, failureOf, runFailure } from './failure.js';
+import { type Graded, ms } from './grade.js';
+import { cell, type RunReport } from './run-report.js';
+import { steps } from './steps.js';
+import { Window } from './window.js';
+
+/** The run has failed, and all that could be undone is undone. */
+class SnapshotFailed extends Error {
+  readonly failure: Failure;
+  readonly end: WindowEnd | undefined;
+  readonly undone: Undone | undefined;
+
+  constructor(failure: Failure, end: WindowEnd | undefined, undone: Undone | undefined) {
+    super(failure.text);
+    this.failure = failure;
+    this.end = end;
+    this.undone = undone;
+  }
+}
+
+/** One run of `snapshotVm` around its windows: what it owes (noted before the step that makes it due), what it tells, and how it ends. */
+export class SnapshotRun {
+  readonly #plan: Plan;
+  readonly #report: RunReport;
+  #attempt = 0;
+  #isSecondTry = false;
+  #unfrozenBecause: string | undefined;
+  #owesSlot = false;
+  #owesUndo: Window | undefined;
+  #owesRelease = false;
+
+  private constructor(plan: Plan, report: RunReport) {
+    this.#plan = plan;
+    this.#report = report;
+    if (plan.quiesce === 'skip') this.#unfrozenBecause = 'the request says quiesce=skip';
+  }
+
+  /** The checks. Nothing is owed yet, so their failure needs no cleaning up. */
+  static async accept(input: SnapshotVmInput, report: RunReport): Promise<SnapshotRun> {
+    const plan = await report
+      .step('checking', 'check the request', () =>
+        steps.acceptSnapshot.executeWithOptions({ summary: 'Checks the request and finds the VM' }, [input]),
+      )
+      .catch((error: unknown) => {
+        const failure = failureOf(error);
+        report.failed(failure);
+        throw runFailure(failure, [
+          `No snapshot was begun: ${failure.text}.`,
+          'The guest was not touched.',
+          failure.advice,
+        ]);
+      });
+    upsertSearchAttributes([
+      { key: searchAttributes.vm, value: plan.vm.name },
+      { key: searchAttributes.host, value: plan.host },
+      { key: searchAttributes.snapshot, value: plan.snapshotId },
+      { key: searchAttributes.quiesce, value: plan.quiesce },
+    ]);
+    report.isAbout(plan.snapshotId, headline(plan), [planTable(plan)]);
+    return new SnapshotRun(plan, report);
+  }
+
+  /** Waits for its turn before anything is taken on the host. */
+  async takeWindowSlot(): Promise<void> {
+    this.#owesSlot = true;
+    await this.#report.step(
+      'queued',
+      'wait for a window',
+      () =>
+        steps.takeWindowSlot.executeWithOptions({ summary: 'Waits until few enough windows are open' }, [
+          { snapshotId: this.#plan.snapshotId },
+        ]),
+      'other snapshots of this installation have their windows open; this run takes its turn',
+    );
+  }
+
+  nextWindow(): Window {
+    this.#attempt += 1;
+    const quiesce: Quiesce = this.#unfrozenBecause === undefined ? this.#plan.quiesce : 'skip';
+    const window = new Window(this.#plan, windowIdOf(this.#plan.snapshotId, this.#attempt), quiesce, this.#report);
+    this.#owesRelease = true;
+    this.#owesUndo = window;
+    return window;
+  }
+
+  circumstances(window: Window): Circumstances {
+    return {
+      policy: this.#plan.quiesce,
+      quiesce: window.quiesce,
+      cancelled: CancellationScope.current().consideredCancelled,
+      isSecondTry: this.#isSecondTry,
+      setDisks: this.#plan.setDisks,
+      localDisks: this.#plan.localDisks,
+      hypervisor: this.#plan.hypervisor,
+      unfrozenBecause: this.#unfrozenBecause,
+    };
+  }
+
+  /** Verifies and records. From here on a cancel comes too late. A part that is not there: everything is undone, and the run fails. */
+  async record(window: Window, end: WindowEnd, graded: Graded): Promise<SnapshotVmResult> {
+    await this.#giveBackSlot();
+    const outcome = await window.record({
+      ...graded,
+      partial: this.#plan.leftOut.some((disk) => disk.writable),
+      parts: end.prepared?.parts ?? [],
+      window: end.verdict?.window ?? { id: window.id, ms: 0, frozenFileSystems: 0 },
+      quiesce: this.#plan.quiesce,
+    });
+    if (!outcome.recorded) {
+      const failure = { code: 'CUT_MISSING', text: outcome.missing, advice: 'Ask for the snapshot again.' };
+      throw new SnapshotFailed(failure, end, await this.#undone(window));
+    }
+    this.#owesUndo = undefined;
+    this.#tellRecorded(outcome.result);
+    return outcome.result;
+  }
+
+  /** Takes the window back; resolves when another one may follow. The slot is kept for it. */
+  async undo(window: Window, end: WindowEnd, decision: Extract<Decision, { undo: Failure }>): Promise<void> {
+    if (decision.next === 'end') await this.#giveBackSlot();
+    const undone = await this.#undone(window);
+    // Only on clean ground: what is left of this window would be in the way of the next.
+    if (!undone.complete || decision.next === 'end') throw new SnapshotFailed(decision.undo, end, undone);
+    if (decision.next === 'second window') {
+      this.#isSecondTry = true;
+      this.#report.adds(
+        `Window ${window.id} was lost (${cell(decision.undo.text)}) and taken back; a second one follows.`,
+      );
+    } else {
+      this.#unfrozenBecause = decision.undo.text;
+      this.#report.adds(
+        `No freeze to be had (${cell(decision.undo.text)}): going on without one, as best-effort says.`,
+      );
+    }
+  }
+
+  /** Pays what is owed, writes the final word and makes the error that ends the run. */
+  async closedAs(error: unknown): Promise<Error> {
+    const failed = error instanceof SnapshotFailed ? error : new SnapshotFailed(failureOf(error), undefined, undefined);
+    const undone = this.#owesUndo === undefined ? failed.undone : await this.#undone(this.#owesUndo);
+    await this.#giveBackSlot();
+    const isClean = undone?.complete ?? true;
+    const failure = isClean ? failed.failure : pendingFailure(failed.failure);
+    const what = failed.failure.code === 'CANCELLED' ? 'was cancelled' : `failed: ${failed.failure.text}`;
+    const sentences = [
+      `Snapshot ${this.#plan.name} of ${this.#plan.vm.name} ${what}.`,
+      guestNow(failed.end),
+      undone === undefined
+        ? ''
+        : isClean
+          ? 'Nothing is left of the snapshot.'
+          : `Not taken back yet: ${undone.pending.join(' ')}`,
+      failed.failure.advice,
+    ];
+    const state = isClean ? (failure.code === 'CANCELLED' ? 'cancelled' : 'failed') : 'cleanup-pending';
+    await this.#afterwards('write the outcome', () =>
+      steps.closeSnapshot.executeWithOptions({ summary: `Records that the snapshot is ${state}` }, [
+        {
+          snapshotId: this.#plan.snapshotId,
+          state,
+          error: { code: failed.failure.code, text: sentences.filter((sentence) => sentence !== '').join(' ') },
+          pending: undone?.pending ?? [],
+        },
+      ]),
+    );
+    this.#report.failed(failure);
+    return runFailure(failure, sentences);
+  }
+
+  /** Gives the VM back: the last call of every run that may have taken it, also with cleanup pending. */
+  async release(): Promise<void> {
+    if (!this.#owesRelease) return;
+    const { host, vm, snapshotId } = this.#plan;
+    await this.#afterwards('release', () =>
+      steps.release.executeWithOptions({ summary: `Gives ${vm.name} back` }, [
+        { host, vm: vm.uuid, operation: snapshotId },
+      ]),
+    ).catch((error: unknown) => {
+      // The snapshot's fate is decided; the next run of this VM gives it back in our stead.
+      this.#report.adds(
+        `${host} did not take the VM back (${cell(failureOf(error).text)}); the next run of this VM will.`,
+      );
+    });
+  }
+
+  async #undone(window: Window): Promise<Undone> {
+    const undone = await window.undo().catch((error: unknown): Undone => {
+      return { complete: false, disks: [], pending: [`${failureOf(error).text}.`] };
+    });
+    this.#owesUndo = undefined;
+    return undone;
+  }
+
+  async #giveBackSlot(): Promise<void> {
+    if (!this.#owesSlot) return;
+    this.#owesSlot = false;
+    await this.#afterwards('give the window slot back', () =>
+      steps.giveBackWindowSlot.executeWithOptions({ summary: 'Lets the next snapshot open its window' }, [
+        { snapshotId: this.#plan.snapshotId },
+      ]),
+    ).catch(() => {
+      // The slot is void once this run is closed; nothing here is worth failing for.
+    });
+  }
+
+  #tellRecorded(result: SnapshotVmResult): void {
+    upsertSearchAttributes([
+      { key: searchAttributes.grade, value: result.grade },
+      { key: searchAttributes.windowMs, value: result.window.ms },
+    ]);
+    this.#report.ends(
+      `**Grade: ${result.grade}**${result.partial ? ' (partial)' : ''}. ${cell(result.why)} Window: ${ms(result.window.ms)}.`,
+    );
+  }
+
+  #afterwards<T>(name: string, run: () => Promise<T>): Promise<T> {
+    return CancellationScope.nonCancellable(() => this.#report.step(undefined, name, run));
+  }
+}
+
+function headline(plan: Plan): string {
+  return `Snapshot **${cell(plan.name)}** of **${cell(plan.vm.name)}** on ${cell(plan.host)} (${plan.hypervisor}), quiesce=${plan.quiesce}.`;
+}
+
+function planTable(plan: Plan): string {
+  const rows = [
+    ...plan.setDisks.map((disk) => `| ${disk} | snapshot |`),
+    ...plan.leftOut.map((disk) => `| ${disk.target} | left out: ${cell(disk.reason)} |`),
+  ];
+  return ['| disk | |', '|---|---|', ...rows].join('\n');
+}
+
+/** In what state the guest is now: what a person must know first. */
+function guestNow(end: WindowEnd | undefined): string {
+  const verdict = end?.verdict;
+  if (verdict === undefined) return 'The guest was not frozen.';
+  if (verdict.lostReason === 'HOST_LOST') return 'Its host was removed as lost.';
+  if (verdict.window.frozenAt !== undefined) {
+    return `The guest is thawed; it was frozen for ${ms(verdict.window.ms)}.`;
+  }
+  if (end?.trouble?.code === 'FREEZE_TIMEOUT')
+    return 'The host agent watches the guest and thaws it should it still freeze.';
+  return 'The guest is not frozen.';
+}
+
+function pendingFailure(failure: Failure): Failure {
+  return { ...failure, code: 'CLEANUP_PENDING' };
+}

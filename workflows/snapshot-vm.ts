@@ -1,0 +1,53 @@
+import type { SnapshotVmInput, SnapshotVmResult } from './contract.js';
+import { decide, type WindowEnd } from './decision.js';
+import { failureOf } from './failure.js';
+import { RunReport } from './run-report.js';
+import { SnapshotRun } from './snapshot-run.js';
+import type { Window } from './window.js';
+
+/** Takes a consistent snapshot of a running VM. However it ends: recorded and graded, or thawed and clean. */
+export async function snapshotVm(input: SnapshotVmInput): Promise<SnapshotVmResult> {
+  const run = await SnapshotRun.accept(input, new RunReport());
+  try {
+    await run.takeWindowSlot();
+    return await takeSnapshot(run);
+  } catch (error) {
+    throw await run.closedAs(error);
+  } finally {
+    await run.release();
+  }
+}
+
+/** One window, rarely a second one, and an unfrozen one where `best-effort` finds no freeze to be had. */
+async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
+  for (;;) {
+    const window = run.nextWindow();
+    const end = await throughOneWindow(window);
+    const decision = decide(end, run.circumstances(window));
+
+    if ('record' in decision) return await run.record(window, end, decision.record);
+    await run.undo(window, end, decision);
+  }
+}
+
+/**
+ * The critical section. Freeze and thaw are one construct: once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this
+ * function without `thawFileSystems`, which no cancel stops and which waits for no cut. Where this workflow is not there to ask, the host agent thaws by
+ * itself. Inside it nothing slow: no catalogue, no search attributes, no timers.
+ */
+async function throughOneWindow(window: Window): Promise<WindowEnd> {
+  const end: WindowEnd = { frozenGaps: [] };
+  try {
+    end.prepared = await window.prepare();
+    try {
+      if (window.isFrozen) end.frozenGaps = (await window.freezeFileSystems()).gaps;
+      await window.makeEveryCut();
+    } finally {
+      end.verdict = await window.thawFileSystems();
+    }
+  } catch (firstFailureOrCancel) {
+    end.trouble = failureOf(firstFailureOrCancel);
+  }
+  await window.everyStepToSettle();
+  return end;
+}
