@@ -38,11 +38,13 @@ const GUEST_PACKAGES = ['busybox-static', 'qemu-guest-agent'];
 
 /** Changes whenever a guest built now would differ from one built before. */
 export function recipeHash(): string {
-  const recipe = JSON.stringify([
-    ...[1, LAYOUT, MODULES, KERNEL_PACKAGES, GUEST_PACKAGES],
-    ...[ROOT_FOLDERS, ROOT_SCRIPTS, INITRAMFS_INIT, distribution()],
-  ]);
-  return createHash('sha256').update(recipe).digest('hex').slice(0, 16);
+  return hash([1, packagesHash(), LAYOUT, MODULES, ROOT_FOLDERS, ROOT_SCRIPTS, INITRAMFS_INIT]);
+}
+
+const packagesHash = () => hash([KERNEL_PACKAGES, GUEST_PACKAGES, distribution()]);
+
+function hash(recipe: readonly unknown[]): string {
+  return createHash('sha256').update(JSON.stringify(recipe)).digest('hex').slice(0, 16);
 }
 
 function distribution(): string {
@@ -107,9 +109,9 @@ async function build(work: string, cacheFolder: string, progress: Progress): Pro
   await buildDisks(work, join(work, 'root'), image);
 }
 
-/** The .deb files of the guest, downloaded once for each recipe. */
+/** The .deb files of the guest, downloaded once for each list of packages. */
 async function packageFiles(cacheFolder: string, progress: Progress): Promise<string[]> {
-  const folder = join(cacheFolder, `debs-${recipeHash()}`);
+  const folder = join(cacheFolder, `debs-${packagesHash()}`);
   if (!existsSync(folder)) {
     const work = `${folder}.${process.pid}`;
     await rm(work, { recursive: true, force: true });

@@ -19,8 +19,8 @@ export interface HookSettings {
   readonly thawSleepS?: number;
 }
 
-// A line the guest has not yet read is kept by its serial driver, up to 64 KiB.
-const COMMAND_LIMIT = 32 * 1024;
+// The guest passes a command as one argument, which Linux limits to 128 KiB.
+const COMMAND_LIMIT = 96 * 1024;
 
 interface Waiting {
   readonly resolve: (result: { exitCode: number; output: string }) => void;
@@ -28,20 +28,20 @@ interface Waiting {
 }
 
 /**
- * The inside of a guest, reached over its second serial port: no network, no guest agent, no libvirt. Commands run side by
+ * The inside of a guest, reached over a virtio port: no network, no guest agent, no libvirt. Commands run side by
  * side; one that hangs (on a frozen file system, say) holds up no other.
  */
 export class Guest {
   readonly #name: string;
-  readonly #consoleSocket: string;
+  readonly #shellSocket: string;
   readonly #libvirtd: Libvirtd;
   readonly #waiting = new Map<string, Waiting>();
   #socket: Socket | undefined;
   #counter = 0;
 
-  constructor(name: string, consoleSocket: string, libvirtd: Libvirtd) {
+  constructor(name: string, shellSocket: string, libvirtd: Libvirtd) {
     this.#name = name;
-    this.#consoleSocket = consoleSocket;
+    this.#shellSocket = shellSocket;
     this.#libvirtd = libvirtd;
   }
 
@@ -65,21 +65,8 @@ export class Guest {
    * @throws LabError GUEST_UNREACHABLE.
    */
   async waitForShell(timeoutMs = 90_000): Promise<void> {
-    const deadline = performance.now() + timeoutMs;
-    for (;;) {
-      try {
-        // What was sent before the shell listens is lost or garbled, so it is asked anew until one question is answered.
-        await this.#execute(':', 500);
-        return;
-      } catch (error) {
-        if (performance.now() > deadline) {
-          throw new LabError('GUEST_UNREACHABLE', `The shell of ${this.#name} did not answer in ${timeoutMs} ms`, {
-            cause: error,
-          });
-        }
-        await delay(50);
-      }
-    }
+    // QEMU keeps the question until the guest has booted and reads it.
+    await this.#execute(':', timeoutMs);
   }
 
   /**
@@ -131,7 +118,7 @@ export class Guest {
    * @throws LabError GUEST_UNREACHABLE when they do not within `timeoutMs`.
    */
   async waitUntilThawed(timeoutMs: number): Promise<void> {
-    await this.run('for m in / /data /net; do mountpoint -q $m && echo >$m/.lab-thawed; done; :', timeoutMs);
+    await this.run('for m in / /data /net; do ! grep -q " $m " /proc/mounts || echo >$m/.lab-thawed; done', timeoutMs);
   }
 
   /** Waits until the guest's kernel holds a file system frozen. @throws LabError GUEST_UNREACHABLE after `timeoutMs`. */
@@ -194,8 +181,7 @@ export class Guest {
 
   async #execute(command: string, timeoutMs: number): Promise<{ exitCode: number; output: string }> {
     const body = Buffer.from(command).toString('base64');
-    if (body.length > COMMAND_LIMIT)
-      throw new LabError('GUEST_COMMAND_FAILED', 'The command is too long for the console');
+    if (body.length > COMMAND_LIMIT) throw new LabError('GUEST_COMMAND_FAILED', 'The command is too long');
     const socket = await this.#connection();
     this.#counter += 1;
     const id = `${process.pid}-${Date.now()}-${this.#counter}`;
@@ -219,18 +205,17 @@ export class Guest {
           reject(error);
         },
       });
-      // The empty line ends what an earlier, half-heard command may have left.
-      socket.write(`\nrun ${id} ${body}\n`);
+      socket.write(`run ${id} ${body}\n`);
     });
   }
 
   async #connection(): Promise<Socket> {
     if (this.#socket !== undefined && !this.#socket.destroyed) return this.#socket;
-    const socket = connect(this.#consoleSocket);
+    const socket = connect(this.#shellSocket);
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve);
       socket.once('error', (error) =>
-        reject(new LabError('GUEST_UNREACHABLE', `${this.#name} has no console: does the VM run?`, { cause: error })),
+        reject(new LabError('GUEST_UNREACHABLE', `${this.#name} has no shell: does the VM run?`, { cause: error })),
       );
     });
     this.#socket = socket;
@@ -242,7 +227,7 @@ export class Guest {
     });
     socket.on('error', () => socket.destroy());
     socket.once('close', () => {
-      const error = new LabError('GUEST_UNREACHABLE', `The console of ${this.#name} was closed: the VM has ended`);
+      const error = new LabError('GUEST_UNREACHABLE', `The shell of ${this.#name} was closed: the VM has ended`);
       for (const waiting of this.#waiting.values()) waiting.reject(error);
       this.#waiting.clear();
     });

@@ -12,7 +12,7 @@ import { Libvirtd, type QemuUser } from './libvirtd.js';
 import { ensurePackages, VM_REQUIREMENTS } from './packages.js';
 import { endProcess, identifyProcess, isRunning, type ProcessIdentity, ProcessTable } from './processes.js';
 import type { Progress } from './programs.js';
-import { endLeftoverQemus, Vm, type VmDisk } from './vm.js';
+import { findQemus, Vm, type VmDisk } from './vm.js';
 
 export interface LabOptions {
   /** Holds all that one run makes, under `run/`; default `${XDG_CACHE_HOME:-~/.cache}/stillpoint/lab`. */
@@ -215,7 +215,10 @@ export class Lab {
 
   /** The lab's processes that run now. */
   processes(): { readonly name: string; readonly pid: number }[] {
-    return this.#processes.list().filter(isRunning);
+    const qemus = [this.vm, ...this.#extraVms].flatMap(({ name, qemu }) =>
+      qemu === undefined ? [] : [{ name: `qemu ${name}`, pid: qemu.pid }],
+    );
+    return [...this.#processes.list().filter(isRunning), ...qemus];
   }
 
   #vm(name: string, uuid: string, disks: NonNullable<ExtraVm['disks']>, agentChannel: boolean): Vm {
@@ -362,12 +365,14 @@ async function endRun(stateFolder: string, { keepLogs }: { readonly keepLogs: bo
   const processes = new ProcessTable(join(run, 'processes.json'));
   let ended = 0;
   // libvirtd first: it would see its VMs die and write about it.
-  for (const entry of processes.list()) {
-    if (!isRunning(entry)) continue;
-    await endProcess(entry, entry.name.startsWith('qemu ') ? 0 : 5_000);
+  for (const entry of processes.list().filter(isRunning)) {
+    await endProcess(entry, 5_000);
     ended += 1;
   }
-  ended += await endLeftoverQemus(join(run, 'host/run/qemu'), run);
+  for (const qemu of findQemus(run)) {
+    await endProcess(qemu, 0);
+    ended += 1;
+  }
   for (const entry of ['images', 'network', 'sockets', 'image', 'owner.json', 'processes.json']) {
     await rm(join(run, entry), { recursive: true, force: true });
   }

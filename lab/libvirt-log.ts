@@ -28,11 +28,13 @@ export interface FrozenTime {
 /** VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE of virDomainSnapshotCreateFlags. */
 export const QUIESCE = 1 << 6;
 
-const LINE = /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d\.\d{3})\+0000: \d+: \w+ : (\w+):\d+ : (.*)$/;
+const LINE = /^(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d\.\d{3})\+0000: \d+: \w+ : (\w+):\d+ : ([\s\S]*)$/;
+/** A message may have several lines (XML); the next one begins with a time. */
+const BETWEEN_ENTRIES = /\n(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\+0000: )/;
 
 function* entries(text: string): Generator<{ atMs: number; place: string; message: string }> {
-  for (const line of text.split('\n')) {
-    const [, day, time, place, message] = line.match(LINE) ?? [];
+  for (const entry of text.trimEnd().split(BETWEEN_ENTRIES)) {
+    const [, day, time, place, message] = entry.match(LINE) ?? [];
     if (place !== undefined && message !== undefined) yield { atMs: Date.parse(`${day}T${time}Z`), place, message };
   }
 }
@@ -61,7 +63,7 @@ export function parseSnapshotCalls(text: string): SnapshotLogEntry[] {
   const found: SnapshotLogEntry[] = [];
   for (const { atMs, place, message } of entries(text)) {
     if (place !== 'virDomainSnapshotCreateXML') continue;
-    const flags = message.match(/flags=0x([0-9a-f]+)/)?.[1];
+    const flags = message.match(/flags=0x([0-9a-f]+)\s*$/)?.[1];
     if (flags !== undefined) found.push({ atMs, flags: Number.parseInt(flags, 16) });
   }
   return found;

@@ -67,11 +67,6 @@ export class Libvirtd {
     return this.#processes.find('libvirtd');
   }
 
-  /** The folder in which libvirt keeps a pid file for each QEMU. */
-  get qemuRunFolder(): string {
-    return join(this.#folder, 'run/qemu');
-  }
-
   /**
    * Starts it and waits until it answers; nothing happens where it runs.
    *

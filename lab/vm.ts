@@ -1,13 +1,14 @@
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Acceleration } from './acceleration.js';
 import { LabError } from './errors.js';
 import { Guest } from './guest.js';
+import { SHELL_PORT } from './guest-files.js';
 import { copyImage } from './guest-image.js';
 import type { Libvirtd } from './libvirtd.js';
-import { endProcess, identifyProcess, type ProcessIdentity, type ProcessTable, signalProcess } from './processes.js';
+import { identifyProcess, type ProcessIdentity, type ProcessTable, signalProcess } from './processes.js';
 import { runProgram } from './programs.js';
 
 /** A disk of a lab VM: what lies in `source` is copied to `path` whenever the disk is made pristine. */
@@ -54,7 +55,7 @@ export class Vm {
     this.#host = host;
     this.#libvirtd = libvirtd;
     this.#processes = processes;
-    this.guest = new Guest(definition.name, this.#consoleSocket, libvirtd);
+    this.guest = new Guest(definition.name, this.#shellSocket, libvirtd);
   }
 
   get name(): string {
@@ -89,9 +90,8 @@ export class Vm {
   /** Starts the domain as it is defined, and waits for the guest's shell and (if it has a channel) its agent. */
   async start(): Promise<void> {
     for (const disk of this.definition.disks) if (disk.kind === 'nbd') await this.#startNbd(disk);
-    await rm(this.#consoleSocket, { force: true });
+    await rm(this.#shellSocket, { force: true });
     await this.#libvirtd.virsh(['start', this.name]);
-    this.#recordQemu();
     await this.guest.waitForShell();
     if (this.definition.agentChannel) await this.guest.waitForAgent();
   }
@@ -161,7 +161,7 @@ export class Vm {
 
   /** The QEMU process, if it runs. */
   get qemu(): ProcessIdentity | undefined {
-    return this.#processes.find(`qemu ${this.name}`);
+    return findQemus(this.#host.socketsFolder).find(({ pid }) => commandLine(pid).includes(` guest=${this.name},`));
   }
 
   /** Sends a signal to QEMU itself: SIGSTOP for a VM that hangs as a whole, SIGKILL for one that crashes. */
@@ -191,8 +191,8 @@ export class Vm {
     return chains;
   }
 
-  get #consoleSocket(): string {
-    return join(this.#host.socketsFolder, `${this.definition.name}.tty`);
+  get #shellSocket(): string {
+    return join(this.#host.socketsFolder, `${this.definition.name}.shell`);
   }
 
   #nbdName(disk: VmDisk): string {
@@ -247,12 +247,6 @@ export class Vm {
     await runProgram('chmod', ['0666', socket]);
   }
 
-  #recordQemu(): void {
-    const pid = readPid(join(this.#libvirtd.qemuRunFolder, `${this.name}.pid`));
-    const identity = pid === undefined ? undefined : identifyProcess(pid);
-    if (identity !== undefined) this.#processes.record(`qemu ${this.name}`, identity);
-  }
-
   #xml(): string {
     const { definition: vm } = this;
     const { acceleration, kernel, initrd, relabel, logsFolder } = this.#host;
@@ -282,7 +276,7 @@ ${vm.disks.map((disk) => this.#diskXml(disk)).join('\n')}
     <controller type='usb' model='none'/>
 ${vm.agentChannel ? "    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n" : ''}\
     <serial type='file'><source path='${join(logsFolder, `${vm.name}-console.log`)}' append='on'/><target port='0'/></serial>
-    <serial type='unix'><source mode='bind' path='${this.#consoleSocket}'/><target port='1'/></serial>
+    <channel type='unix'><source mode='bind' path='${this.#shellSocket}'/><target type='virtio' name='${SHELL_PORT}'/></channel>
     <memballoon model='none'/>
   </devices>
 ${relabel ? '' : "  <seclabel type='none'/>\n"}</domain>
@@ -305,35 +299,22 @@ async function serves(socket: string, name: string): Promise<boolean> {
   return (await runProgram('qemu-img', ['info', url], { accept: [0, 1] })).exitCode === 0;
 }
 
-function readPid(file: string): number | undefined {
-  try {
-    const pid = Number(readFileSync(file, 'utf8').trim());
-    return Number.isSafeInteger(pid) ? pid : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
 /**
- * Ends every QEMU that libvirt's pid files name and whose command line names the lab's own folder: what a crashed run left.
- * The folder is looked for because a pid file says nothing of when its process was started.
+ * All QEMU processes whose command line names a file below `folder`: libvirt starts them, and after a crash of it or of us
+ * the process list alone is sure to know them.
  */
-export async function endLeftoverQemus(qemuRunFolder: string, labFolder: string): Promise<number> {
-  let ended = 0;
-  for (const file of await readdir(qemuRunFolder).catch(() => [])) {
-    const pid = file.endsWith('.pid') ? readPid(join(qemuRunFolder, file)) : undefined;
-    const identity = pid === undefined ? undefined : identifyProcess(pid);
-    if (identity === undefined || !commandLine(identity.pid).includes(`${labFolder}/`)) continue;
-    await endProcess(identity, 0);
-    ended += 1;
-  }
-  return ended;
+export function findQemus(folder: string): ProcessIdentity[] {
+  const isOurs = (line: string) => /^\S*\/?qemu-(system-|nbd)/.test(line) && line.includes(`${folder}/`);
+  return readdirSync('/proc')
+    .filter((entry) => /^\d+$/.test(entry) && isOurs(commandLine(Number(entry))))
+    .flatMap((entry) => identifyProcess(Number(entry)) ?? []);
 }
 
 function commandLine(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
   } catch {
+    // It has ended meanwhile.
     return '';
   }
 }

@@ -1,0 +1,123 @@
+import { closeSync, openSync, readSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { runProgram } from './programs.js';
+
+/** What fsck said of one file system in an image. */
+export interface FileSystemReport {
+  /** Partition number, or 0 where the file system fills the disk. */
+  readonly partition: number;
+  readonly type: 'ext4' | 'vfat';
+  /** True: fsck, without changing anything and without replaying a journal, found nothing to repair. */
+  readonly clean: boolean;
+  /** ext4: its journal must be replayed first, so it was not frozen (nor unmounted) when the cut was made. */
+  readonly needsRecovery: boolean;
+  /** The number the guest's writer had put there last; undefined where it does not write. */
+  readonly writerNumber: number | undefined;
+  /** What fsck printed. */
+  readonly output: string;
+}
+
+/** The file systems of one image. */
+export interface ImageReport {
+  readonly path: string;
+  readonly clean: boolean;
+  readonly fileSystems: readonly FileSystemReport[];
+}
+
+const MIB = 1024 * 1024;
+const SECTOR = 512;
+const TYPE_ESP = 0xef;
+
+/**
+ * Checks the file systems inside disk images, as they stand in these files and their backing files: e2fsck and fsck.vfat on
+ * a copy. The images may be in use as backing files of a running VM; they are only read.
+ *
+ * @throws LabError PROGRAM_FAILED when an image cannot be read.
+ */
+export async function verifySnapshot(paths: readonly string[]): Promise<ImageReport[]> {
+  const work = await mkdtemp(join(tmpdir(), 'stillpoint-check-'));
+  try {
+    const reports: ImageReport[] = [];
+    for (const path of paths) reports.push(await verifyImage(path, work));
+    return reports;
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+async function verifyImage(path: string, work: string): Promise<ImageReport> {
+  const raw = join(work, 'disk.raw');
+  // -U: QEMU has it open; nobody writes to it once an overlay is on top.
+  await runProgram('qemu-img', ['convert', '-U', '-O', 'raw', path, raw]);
+  const partitions = readPartitions(raw);
+  const fileSystems: FileSystemReport[] = [];
+  if (partitions.length === 0) fileSystems.push(await checkExt4(raw, 0));
+  for (const { number, type, start, size } of partitions) {
+    const part = join(work, 'partition.raw');
+    const blocks = [`skip=${start / MIB}`, `count=${Math.ceil(size / MIB)}`];
+    await runProgram('dd', [`if=${raw}`, `of=${part}`, 'bs=1M', ...blocks, 'conv=sparse', 'status=none']);
+    fileSystems.push(type === TYPE_ESP ? await checkVfat(part, number) : await checkExt4(part, number));
+    await rm(part);
+  }
+  await rm(raw);
+  return { path, clean: fileSystems.every((fileSystem) => fileSystem.clean), fileSystems };
+}
+
+interface PartitionEntry {
+  readonly number: number;
+  readonly type: number;
+  /** Bytes. */
+  readonly start: number;
+  /** Bytes. */
+  readonly size: number;
+}
+
+/** The primary partitions of a master boot record; none where the disk has no such record. */
+function readPartitions(raw: string): PartitionEntry[] {
+  const record = Buffer.alloc(SECTOR);
+  const handle = openSync(raw, 'r');
+  readSync(handle, record, 0, SECTOR, 0);
+  closeSync(handle);
+  if (record.readUInt16LE(510) !== 0xaa55) return [];
+  return [0, 1, 2, 3].flatMap((index) => {
+    const entry = 446 + index * 16;
+    const type = record.readUInt8(entry + 4);
+    if (type === 0) return [];
+    const start = record.readUInt32LE(entry + 8) * SECTOR;
+    return [{ number: index + 1, type, start, size: record.readUInt32LE(entry + 12) * SECTOR }];
+  });
+}
+
+async function checkExt4(image: string, partition: number): Promise<FileSystemReport> {
+  const check = await runProgram('e2fsck', ['-fn', image], { accept: [0, 1, 2, 4, 8, 12] });
+  const header = await runProgram('dumpe2fs', ['-h', image], { accept: [0, 1] });
+  const needsRecovery = /^Filesystem features:.*\bneeds_recovery\b/m.test(header.stdout);
+  return {
+    partition,
+    type: 'ext4',
+    clean: check.exitCode === 0 && !needsRecovery,
+    needsRecovery,
+    writerNumber: await readWriterNumber(image),
+    output: `${check.stdout}${check.stderr}`.trim(),
+  };
+}
+
+async function readWriterNumber(image: string): Promise<number | undefined> {
+  // debugfs ends with 0 where the file does not exist, and says so on its error stream. -c: read as it is.
+  const { stdout } = await runProgram('debugfs', ['-c', '-R', 'cat /writer/number', image], { accept: [0, 1] });
+  return /^\d{10}\n$/.test(stdout) ? Number(stdout) : undefined;
+}
+
+async function checkVfat(image: string, partition: number): Promise<FileSystemReport> {
+  const check = await runProgram('fsck.vfat', ['-n', image], { accept: [0, 1, 2] });
+  return {
+    partition,
+    type: 'vfat',
+    clean: check.exitCode === 0,
+    needsRecovery: false,
+    writerNumber: undefined,
+    output: `${check.stdout}${check.stderr}`.trim(),
+  };
+}
