@@ -4,6 +4,10 @@
  */
 const table = {
   INVALID_ARGUMENT: { status: 'INVALID_ARGUMENT', advice: 'Correct the request.' },
+  CLIENT_NOT_ALLOWED: {
+    status: 'PERMISSION_DENIED',
+    advice: 'Use the certificate that stillpoint-host-agent certs engine makes: only stillpoint:engine is let in.',
+  },
 
   VM_NOT_FOUND: { status: 'NOT_FOUND', advice: 'Check the UUID, and whether the VM has moved to another host.' },
   VM_NOT_RUNNING: { status: 'FAILED_PRECONDITION', advice: 'Start the VM, or copy its disks while it is off.' },

@@ -1,0 +1,136 @@
+import { HostAgentError, type HostAgentErrorCode, isHostAgentError } from '../errors.js';
+import type { FreezeRoom, Hold, Overlay, Pinned, SnapshotRoom, Verdict } from '../window.js';
+import type { Call } from './call.js';
+import type { CheckedSnapshotVm } from './validate.js';
+
+/** What SnapshotVm answers. */
+export interface LocalCut {
+  overlays: Overlay[];
+  transactionMs: number;
+  /** Of a freeze made in this call. */
+  verdict: Verdict | undefined;
+  /** Why best-effort went on without a freeze. */
+  unfrozenReason: HostAgentErrorCode | undefined;
+}
+
+type Rooms = { freeze: FreezeRoom; snapshot: SnapshotRoom };
+type Prepared = { pinned: Pinned; overlays: Overlay[] };
+
+/** Name of the only cut of a window that this call freezes by itself. */
+const localCut = 'local';
+
+/**
+ * SnapshotVm: the local disks, in one transaction. With `frozen` it is one cut among the engine's; without, the whole window is made here, through the same
+ * freeze room. The call is its own hold: whoever breaks it off breaks the window, although libvirt's transaction cannot be called back.
+ */
+export async function snapshotVm(rooms: Rooms, request: CheckedSnapshotVm, call: Call): Promise<LocalCut> {
+  const prepared = preparedFor(rooms.freeze, request);
+  if (request.frozen) return cutUnderHold(rooms, request, request.cut, prepared, call);
+  if (request.quiesce === 'skip') return cutUnderHold(rooms, request, localCut, prepared, call);
+  return freezeCutThaw(rooms, request, prepared, call);
+}
+
+async function freezeCutThaw(
+  rooms: Rooms,
+  request: CheckedSnapshotVm & { frozen: false },
+  prepared: Prepared,
+  call: Call,
+): Promise<LocalCut> {
+  const { vm, window, freezeTimeoutMs } = request;
+  try {
+    await rooms.freeze.freeze({ vm, window, cuts: [localCut], freezeTimeoutMs, caller: call.gone });
+  } catch (error) {
+    if (request.quiesce === 'best-effort' && mayGoOnUnfrozen(rooms.freeze, request, error, call)) {
+      const { transactionMs } = await rooms.snapshot.cut({ vm, window, ...prepared });
+      return { overlays: prepared.overlays, transactionMs, verdict: undefined, unfrozenReason: error.code };
+    }
+    throw error;
+  }
+  let cut: LocalCut;
+  try {
+    cut = await cutUnderHold(rooms, request, localCut, prepared, call);
+  } catch (error) {
+    // The failed hold has caused the thaw already; waiting for it here means that this call never returns with its guest frozen.
+    await rooms.freeze.thaw(vm, window, 'the cut failed').catch((thawError: unknown) => {
+      call.log.warn({ err: thawError }, 'not thawed yet after a failed cut; the freeze room keeps trying');
+    });
+    throw error;
+  }
+  return { ...cut, verdict: await rooms.freeze.thaw(vm, window, 'the local cut is done') };
+}
+
+async function cutUnderHold(
+  rooms: Rooms,
+  request: { vm: string; window: string },
+  cut: string,
+  prepared: Prepared,
+  call: Call,
+): Promise<LocalCut> {
+  const { vm, window } = request;
+  const hold = rooms.freeze.hold(vm, window, cut);
+  const breakHold = () => hold.end({ broken: 'the call was broken off (caller gone, or its connection lost)' });
+  if (call.gone.aborted) breakHold();
+  refuseIfLost(hold);
+  call.gone.addEventListener('abort', breakHold, { once: true });
+  try {
+    const { transactionMs } = await rooms.snapshot.cut({ vm, window, ...prepared });
+    // Not in time is no error here: the cut exists, and the verdict says what it is worth.
+    const ended = hold.end({ done: true });
+    if (!ended.inTime) call.log.warn({ reason: ended.reason }, 'the cut ended after its window');
+    return { overlays: prepared.overlays, transactionMs, verdict: undefined, unfrozenReason: undefined };
+  } catch (error) {
+    hold.end({ failed: error instanceof Error ? error.message : String(error) });
+    throw error;
+  } finally {
+    call.gone.removeEventListener('abort', breakHold);
+  }
+}
+
+function refuseIfLost(hold: Hold): void {
+  if (!hold.lost.aborted) return;
+  const reason: unknown = hold.lost.reason;
+  throw isHostAgentError(reason)
+    ? reason
+    : new HostAgentError('WINDOW_CLOSED', 'The window closed before the cut began.');
+}
+
+function preparedFor(freeze: FreezeRoom, request: CheckedSnapshotVm): Prepared {
+  const prepared = freeze.prepared(request.window);
+  if (prepared === undefined) {
+    throw new HostAgentError('NOT_PREPARED', `Window ${request.window} is not prepared.`, {
+      metadata: { window: request.window },
+    });
+  }
+  const preparedTargets = prepared.overlays.map((overlay) => overlay.target);
+  const same =
+    preparedTargets.length === request.disks.length &&
+    preparedTargets.every((target) => request.disks.includes(target));
+  if (!same) {
+    throw new HostAgentError(
+      'INVALID_ARGUMENT',
+      `disks: names ${request.disks.join(', ')}, but ${preparedTargets.join(', ') || 'no disk'} was prepared.`,
+      { metadata: { field: 'disks' } },
+    );
+  }
+  return prepared;
+}
+
+/** Best effort goes on when there is no guest agent or it does not answer, while the caller waits and nobody else closed the window. */
+function mayGoOnUnfrozen(
+  freeze: FreezeRoom,
+  request: { vm: string; window: string },
+  error: unknown,
+  call: Call,
+): error is HostAgentError {
+  if (!isHostAgentError(error) || !withoutAgent.has(error.code) || call.gone.aborted) return false;
+  const verdict = freeze.verdict(request.vm, request.window);
+  return verdict === undefined || verdict.lostReason === 'FREEZE_FAILED';
+}
+
+const withoutAgent: ReadonlySet<HostAgentErrorCode> = new Set([
+  'AGENT_NOT_CONFIGURED',
+  'AGENT_NOT_CONNECTED',
+  'AGENT_NOT_RESPONDING',
+  'FREEZE_TIMEOUT',
+  'LIBVIRT_TOO_OLD',
+]);
