@@ -55,7 +55,9 @@ export type LostReason =
   | 'FREEZE_FAILED'
   | 'NEVER_FROZEN'
   | 'UNDONE'
-  | 'VM_GONE';
+  | 'VM_GONE'
+  /** The verdict could not be written: evidence that a restart would not find is none. */
+  | 'JOURNAL_UNWRITABLE';
 
 export interface CutRecord {
   cut: string;

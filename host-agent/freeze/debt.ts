@@ -1,0 +1,298 @@
+import type { Logger } from 'pino';
+import { type HostAgentErrorCode, isHostAgentError } from '../errors.js';
+import type { Hypervisor } from '../hypervisor.js';
+import type { FreezeState } from '../window.js';
+import type { Clock } from './clock.js';
+import type { FreezeSettings } from './settings.js';
+import { within } from './within.js';
+
+/** How a debt ended. */
+export type Settlement =
+  /** `fileSystems` undefined: the count is unknown, because a thaw was never answered and the guest's status told. */
+  | { how: 'thawed'; fileSystems: number | undefined; requestedAt: number; thawedUnixMs: number }
+  /** A watched freeze never happened. */
+  | { how: 'not-frozen' }
+  /** That life of the guest is over: nothing is left that could be thawed. */
+  | { how: 'gone'; detail: string };
+
+/**
+ * A thaw that is owed to one guest: taken with the lease, before libvirt is asked to freeze, and ended only by proof that the guest is
+ * thawed or gone. There is no time limit and no giving up: whatever fails is repeated, soon when an event says that it may work now.
+ *
+ * Two ways to pay: `thaw` (the guest is frozen, or may be and nobody minds a thaw too many) and `watch` (a freeze failed or timed out and may still
+ * happen: ask, and thaw only if it did).
+ */
+export class ThawDebt {
+  readonly vm: string;
+  readonly window: string;
+  /** libvirt's id of the domain that the freeze was for; undefined: unknown. */
+  readonly domainId: number | undefined;
+  /** Resolves when the debt is settled. */
+  readonly settled: Promise<Settlement>;
+  /** Set once the freeze's answer is known; without it a thaw's count proves nothing and the status decides. */
+  frozenFileSystems: number | undefined;
+
+  readonly #deps: DebtDependencies;
+  #settle: (settlement: Settlement) => void = () => undefined;
+  #state: FreezeState = 'freezing';
+  #detail = '';
+  #running = false;
+  #mustThaw = false;
+  #slowThawAllowed = false;
+  #tell: NodeJS.Timeout | undefined;
+  #freezeUnanswered = false;
+  #wasSaved = false;
+  #stopped = false;
+  #wake: (() => void) | undefined;
+  #woken = false;
+
+  constructor(
+    deps: DebtDependencies,
+    lease: { vm: string; window: string; domainId: number | undefined; frozenFileSystems?: number },
+  ) {
+    this.#deps = deps;
+    this.vm = lease.vm;
+    this.window = lease.window;
+    this.domainId = lease.domainId;
+    this.frozenFileSystems = lease.frozenFileSystems;
+    this.settled = new Promise((resolve) => {
+      this.#settle = resolve;
+    });
+  }
+
+  /** What GetVm says of it. */
+  get state(): FreezeState {
+    return this.#state;
+  }
+
+  /** Why it is not settled yet, and what to do; empty: it is about to be. */
+  get detail(): string {
+    return this.#detail;
+  }
+
+  /** Thaws, until it is proven. Again: hurries. */
+  thaw(): void {
+    this.#thawIsDue();
+    this.hurry();
+    this.#start();
+  }
+
+  /** Watches a freeze that failed or timed out. `freezeCall` settles if it is ever answered; while it has not, no status answer ends the watch. */
+  watch(freezeCall: Promise<unknown>): void {
+    this.#state = 'maybe-frozen';
+    this.#detail =
+      'A freeze was not answered and may still happen. Wait until the guest agent answers; the guest is thawed then.';
+    this.#freezeUnanswered = true;
+    const answered = (frozen: boolean) => {
+      this.#freezeUnanswered = false;
+      if (frozen) this.thaw();
+      else this.hurry();
+    };
+    freezeCall.then(
+      () => answered(true),
+      () => answered(false),
+    );
+    this.#start();
+  }
+
+  /** The freeze was answered: the guest is frozen in an open window, and nothing is due yet. */
+  frozen(fileSystems: number): void {
+    this.frozenFileSystems = fileSystems;
+    this.#state = 'frozen';
+    // While the cuts run, so that it is out of the thaw's way.
+    this.#allowSlowThaw();
+  }
+
+  /** Ends a debt that was never one: the freeze surely did not happen. */
+  cancel(): void {
+    this.#finish({ how: 'not-frozen' });
+  }
+
+  /** An event says that what failed may work now. */
+  hurry(): void {
+    this.#woken = true;
+    this.#wake?.();
+  }
+
+  /** Ends the repetitions, at shutdown: the lease stays in the journal, and the next life pays. */
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#tell);
+    this.hurry();
+  }
+
+  #start(): void {
+    if (this.#running || this.#stopped || this.#state === 'thawed') return;
+    this.#running = true;
+    void this.#pay().then((settlement) => {
+      if (settlement !== undefined) this.#finish(settlement);
+    });
+  }
+
+  #thawIsDue(): void {
+    if (this.#mustThaw || this.#stopped) return;
+    this.#mustThaw = true;
+    this.#state = 'thawing';
+    // A thaw that hangs is told as well as one that fails: no answer is all that people see of a stopped guest agent.
+    this.#tell = setTimeout(() => this.#tellUnanswered(), this.#deps.settings.stillFrozenAfterMs);
+  }
+
+  #finish(settlement: Settlement): void {
+    this.stop();
+    this.#state = 'thawed';
+    this.#detail = '';
+    this.#settle(settlement);
+  }
+
+  async #pay(): Promise<Settlement | undefined> {
+    const { settings } = this.#deps;
+    for (let pauseMs = settings.retryFirstMs; !this.#stopped; pauseMs = Math.min(2 * pauseMs, settings.retryMaxMs)) {
+      this.#woken = false;
+      const settlement = await this.#tryOnce();
+      if (settlement !== undefined) return settlement;
+      if (await this.#pause(pauseMs)) pauseMs = settings.retryFirstMs;
+    }
+    return undefined;
+  }
+
+  async #tryOnce(): Promise<Settlement | undefined> {
+    const thaw = this.#mustThaw ? await this.#sendThaw() : undefined;
+    const proven = thaw?.fileSystems !== undefined && thaw.fileSystems === this.frozenFileSystems;
+    if (thaw !== undefined && proven) return { how: 'thawed', ...thaw };
+
+    // Replies lie in both directions: a thaw that failed may have thawed, one that succeeded may not have. The status decides.
+    const status = await this.#askStatus();
+    if (status === 'thawed' && !this.#freezeUnanswered) {
+      return thaw === undefined ? { how: 'not-frozen' } : { how: 'thawed', ...thaw };
+    }
+    if (status === 'frozen') {
+      if (thaw === undefined) {
+        this.#thawIsDue();
+        this.hurry();
+      } else {
+        this.#explain(
+          'The guest says that it is still frozen after a thaw. Look at qemu-guest-agent and its thaw hook in the guest.',
+        );
+      }
+      return undefined;
+    }
+    if (status === undefined) return this.#whetherGone();
+    return undefined;
+  }
+
+  async #sendThaw(): Promise<{ fileSystems: number | undefined; requestedAt: number; thawedUnixMs: number }> {
+    const { hypervisor, settings, clock } = this.#deps;
+    const askedAt = clock.now();
+    this.#allowSlowThaw();
+    try {
+      const { fileSystems, requestedAt } = await within(
+        hypervisor.thaw(this.vm),
+        settings.thawTimeoutS * 1_000 + settings.callGuardMs,
+      );
+      return { fileSystems, requestedAt, thawedUnixMs: clock.unixMs() };
+    } catch (error) {
+      this.#failed('thaw', error);
+      return { fileSystems: undefined, requestedAt: askedAt, thawedUnixMs: clock.unixMs() };
+    }
+  }
+
+  /** Never waited for: a libvirt that hangs in this call must not keep the thaw back. */
+  #allowSlowThaw(): void {
+    if (this.#slowThawAllowed) return;
+    this.#slowThawAllowed = true;
+    const { hypervisor, settings, log } = this.#deps;
+    hypervisor.setAgentTimeout(this.vm, settings.thawTimeoutS).catch((error) => {
+      this.#slowThawAllowed = false;
+      log.warn({ vm: this.vm, window: this.window, err: error }, "The guest agent timeout was not set to the thaw's.");
+    });
+  }
+
+  async #askStatus(): Promise<'frozen' | 'thawed' | undefined> {
+    const { hypervisor, settings } = this.#deps;
+    const guardMs = settings.statusTimeoutS * 1_000 + settings.callGuardMs;
+    // Asked while a freeze is unanswered, this waits behind it in libvirt; only the guard ends that.
+    return within(hypervisor.freezeStatus(this.vm, settings.statusTimeoutS), guardMs).catch((error) => {
+      this.#failed('status', error);
+      return undefined;
+    });
+  }
+
+  /** Whether the life of the guest that was frozen is over. A guest that was saved while frozen is frozen when it is restored. */
+  async #whetherGone(): Promise<Settlement | undefined> {
+    const { hypervisor, settings } = this.#deps;
+    try {
+      const vm = await within(hypervisor.getVm(this.vm), settings.callGuardMs);
+      if (vm.hasManagedSave) {
+        this.#wasSaved = true;
+        this.#explain('The VM was saved to disk while frozen. Start it; it is thawed then.');
+        return undefined;
+      }
+      if (vm.state === 'shut-off') return { how: 'gone', detail: 'The VM was shut off while frozen.' };
+      const otherLife = this.domainId !== undefined && vm.domainId !== undefined && vm.domainId !== this.domainId;
+      if (otherLife && !this.#wasSaved)
+        return { how: 'gone', detail: 'The VM was shut off while frozen, and started again.' };
+    } catch (error) {
+      if (isHostAgentError(error, 'VM_NOT_FOUND')) {
+        return { how: 'gone', detail: 'libvirt does not know the VM any more: undefined, or moved to another host.' };
+      }
+    }
+    return undefined;
+  }
+
+  #failed(what: 'thaw' | 'status', error: unknown): void {
+    const { log } = this.#deps;
+    const code = isHostAgentError(error) ? error.code : 'INTERNAL';
+    log.warn(
+      { vm: this.vm, window: this.window, err: error, what },
+      'The guest could not be thawed or asked; trying again.',
+    );
+    const text = error instanceof Error ? error.message : String(error);
+    this.#explain(`${text}. ${remedies[code] ?? ''}`.trim());
+  }
+
+  #explain(why: string): void {
+    if (this.#state === 'thawed') return;
+    this.#detail = why;
+    if (this.#mustThaw) this.#state = 'still-frozen';
+  }
+
+  #tellUnanswered(): void {
+    if (!this.#mustThaw || this.#state !== 'thawing') return;
+    this.#explain(
+      'The guest agent does not answer the thaw. Look at qemu-guest-agent in the guest, and at its thaw hook.',
+    );
+  }
+
+  /** True: an event cut the pause short. */
+  #pause(ms: number): Promise<boolean> {
+    if (this.#woken) return Promise.resolve(true);
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => {
+        this.#wake = undefined;
+        resolve(false);
+      }, ms);
+      this.#wake = () => {
+        this.#wake = undefined;
+        clearTimeout(timer);
+        resolve(true);
+      };
+    });
+  }
+}
+
+export interface DebtDependencies {
+  hypervisor: Hypervisor;
+  settings: FreezeSettings;
+  clock: Clock;
+  log: Logger;
+}
+
+/** What a person can do so that the thaw works. */
+const remedies: Partial<Record<HostAgentErrorCode, string>> = {
+  VM_PAUSED: 'Resume the VM: a paused guest cannot thaw.',
+  AGENT_NOT_CONNECTED: 'Start qemu-guest-agent in the guest, or reset the VM.',
+  AGENT_NOT_RESPONDING: 'Look at qemu-guest-agent in the guest: it runs but does not answer.',
+  LIBVIRT_UNREACHABLE: 'Start libvirtd (or virtqemud) on the host.',
+  LIBVIRT_CALL_TIMEOUT: 'libvirt does not answer: look at libvirtd (or virtqemud) on the host.',
+  HYPERVISOR_BUSY: 'Another job of libvirt holds the VM; the thaw follows when it ends.',
+};
