@@ -5,6 +5,7 @@ import {
   FreezeState,
   GuestAgentState,
   type HostAgentClient,
+  HostAgentService,
   LeftOutReason,
   MergeOutcome,
   type PrepareRequest,
@@ -41,14 +42,14 @@ const prepareRequest: PrepareRequest = {
 };
 
 const prepare = (client: HostAgentClient, change: Partial<PrepareRequest> = {}) =>
-  ask(client.prepare, client, { ...prepareRequest, ...change });
+  ask(client, HostAgentService.prepare, { ...prepareRequest, ...change });
 
 const ofWindow = { vmUuid, windowId: window1 };
 
 describe('facts and VMs', () => {
   test('GetHost tells versions, capabilities, disk locations and warnings', async () => {
     const { client } = await up();
-    expect(await ask(client.getHost, client, {})).toMatchObject({
+    expect(await ask(client, HostAgentService.getHost, {})).toMatchObject({
       hostName: 'kvm-01',
       installationId: 'site-a',
       hypervisor: 'simulated',
@@ -65,7 +66,7 @@ describe('facts and VMs', () => {
       throw new HostAgentError('LIBVIRT_UNREACHABLE', 'connect ENOENT');
     });
     const { client } = await up({ hypervisor, recovering: new Promise(() => {}) });
-    const host = await ask(client.getHost, client, {});
+    const host = await ask(client, HostAgentService.getHost, {});
     expect(host).toMatchObject({ hypervisorReachable: false, canQuiesce: false, libvirtVersion: '' });
     expect(host.warnings).toContain('The hypervisor does not answer: connect ENOENT');
   });
@@ -73,8 +74,8 @@ describe('facts and VMs', () => {
   test('every other call waits until recovery has begun', async () => {
     const recovery = happening<void>();
     const { client, freeze } = await up({ recovering: recovery.happened });
-    const thawed = ask(client.thawFileSystems, client, { ...ofWindow, reason: 'asked' });
-    await ask(client.getHost, client, {});
+    const thawed = ask(client, HostAgentService.thawFileSystems, { ...ofWindow, reason: 'asked' });
+    await ask(client, HostAgentService.getHost, {});
     expect(freeze.calls).toEqual([]);
     recovery.happens();
     await thawed;
@@ -90,7 +91,7 @@ describe('facts and VMs', () => {
       detail: 'the guest is paused: resume it',
       windowLimitMs: 30_000,
     };
-    const { vms } = await ask(client.listVms, client, {});
+    const { vms } = await ask(client, HostAgentService.listVms, {});
     expect(vms.map(({ name }) => name)).toEqual(['a-first', 'web-1']);
     expect(vms[1]).toMatchObject({
       uuid: vmUuid,
@@ -118,7 +119,7 @@ describe('facts and VMs', () => {
 
   test('GetVm of an unknown UUID is NOT_FOUND with the reason VM_NOT_FOUND', async () => {
     const { client } = await up();
-    const error = await failure(ask(client.getVm, client, { vmUuid: operation }));
+    const error = await failure(ask(client, HostAgentService.getVm, { vmUuid: operation }));
     expect(error).toMatchObject({
       code: status.NOT_FOUND,
       reason: 'VM_NOT_FOUND',
@@ -135,7 +136,7 @@ describe('errors', () => {
     freeze.onThaw = async () => {
       throw new TypeError('x is undefined');
     };
-    const error = await failure(ask(client.thawFileSystems, client, { ...ofWindow, reason: '' }));
+    const error = await failure(ask(client, HostAgentService.thawFileSystems, { ...ofWindow, reason: '' }));
     expect(error).toMatchObject({ code: status.INTERNAL, reason: 'INTERNAL' });
   });
 
@@ -146,15 +147,15 @@ describe('errors', () => {
         metadata: { text: '\udfff'.repeat(9_000) },
       });
     };
-    const error = await failure(ask(client.thawFileSystems, client, { ...ofWindow, reason: '' }));
+    const error = await failure(ask(client, HostAgentService.thawFileSystems, { ...ofWindow, reason: '' }));
     expect(error.reason).toBe('FREEZE_FAILED');
     expect(error.details.length).toBeLessThan(2_000);
-    expect(await ask(client.getHost, client, {})).toMatchObject({ hostName: 'kvm-01' });
+    expect(await ask(client, HostAgentService.getHost, {})).toMatchObject({ hostName: 'kvm-01' });
   });
 
   test('a request beyond 1 MiB is refused', async () => {
     const { client, snapshot } = await up();
-    const call = ask(client.snapshotVm, client, {
+    const call = ask(client, HostAgentService.snapshotVm, {
       ...ofWindow,
       disks: ['x'.repeat(2 * 1024 * 1024)],
       frozen: true,
@@ -203,13 +204,13 @@ describe('requests are checked at the edge', () => {
 
   test.each([999, 600_001])('a freeze timeout of %d ms is refused', async (freezeTimeoutMs) => {
     const { client } = await up();
-    const call = ask(client.freezeFileSystems, client, { ...ofWindow, cuts: ['vda'], freezeTimeoutMs });
+    const call = ask(client, HostAgentService.freezeFileSystems, { ...ofWindow, cuts: ['vda'], freezeTimeoutMs });
     expect(await failure(call)).toMatchObject({ reason: 'INVALID_ARGUMENT', metadata: { field: 'freeze_timeout_ms' } });
   });
 
   test('a freeze without a cut is refused', async () => {
     const { client } = await up();
-    const call = ask(client.freezeFileSystems, client, { ...ofWindow, cuts: [], freezeTimeoutMs: 0 });
+    const call = ask(client, HostAgentService.freezeFileSystems, { ...ofWindow, cuts: [], freezeTimeoutMs: 0 });
     expect(await failure(call)).toMatchObject({ reason: 'INVALID_ARGUMENT', metadata: { field: 'cuts' } });
   });
 
@@ -278,7 +279,7 @@ describe('Prepare', () => {
     };
     const both = [prepare(client), prepare(client)];
     await begun.happened;
-    await ask(client.getHost, client, {});
+    await ask(client, HostAgentService.getHost, {});
     checks.happens();
     const [first, second] = await Promise.all(both);
     expect(second).toEqual(first);
@@ -314,7 +315,7 @@ describe('Prepare', () => {
 describe('freeze and thaw', () => {
   test('0 means a freeze timeout of 30 s', async () => {
     const { client, freeze } = await up();
-    const frozen = await ask(client.freezeFileSystems, client, {
+    const frozen = await ask(client, HostAgentService.freezeFileSystems, {
       ...ofWindow,
       cuts: ['vda', 'vdb'],
       freezeTimeoutMs: 0,
@@ -362,14 +363,17 @@ describe('freeze and thaw', () => {
       caller = request.caller;
       return { frozenFileSystems: 1, frozenUnixMs: 1, freezeCallMs: 1, gaps: [] };
     };
-    await ask(client.freezeFileSystems, client, { ...ofWindow, cuts: ['vda'], freezeTimeoutMs: 0 });
-    await ask(client.getHost, client, {});
+    await ask(client, HostAgentService.freezeFileSystems, { ...ofWindow, cuts: ['vda'], freezeTimeoutMs: 0 });
+    await ask(client, HostAgentService.getHost, {});
     expect(caller?.aborted).toBe(false);
   });
 
   test('the verdict travels whole', async () => {
     const { client } = await up();
-    const { verdict } = await ask(client.thawFileSystems, client, { ...ofWindow, reason: 'asked by the engine' });
+    const { verdict } = await ask(client, HostAgentService.thawFileSystems, {
+      ...ofWindow,
+      reason: 'asked by the engine',
+    });
     expect(verdict).toEqual({
       ...{ windowId: window1, lostReason: '' },
       ...withoutDomainNames(),
@@ -379,12 +383,12 @@ describe('freeze and thaw', () => {
 
   test('the verdict of an open window is absent', async () => {
     const { client } = await up();
-    expect((await ask(client.getVerdict, client, ofWindow)).verdict).toBeUndefined();
+    expect((await ask(client, HostAgentService.getVerdict, ofWindow)).verdict).toBeUndefined();
   });
 
   test("an administrator's thaw tells which window was lost by it", async () => {
     const { client, freeze } = await up();
-    const thawed = await ask(client.thawVm, client, { vmUuid, askedBy: 'anna' });
+    const thawed = await ask(client, HostAgentService.thawVm, { vmUuid, askedBy: 'anna' });
     expect(thawed).toEqual({ thawedFileSystems: 2, lostWindowId: window1 });
     expect(freeze.calls).toEqual(['thawVm by anna']);
   });
@@ -403,7 +407,7 @@ describe('SnapshotVm', () => {
   test('in a frozen window it is one cut, held while it lasts', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
-    const cut = await ask(client.snapshotVm, client, request);
+    const cut = await ask(client, HostAgentService.snapshotVm, request);
     expect(cut).toMatchObject({ overlays: [overlay], transactionMs: 17.5, verdict: undefined, unfrozenReason: '' });
     expect(freeze.calls).toEqual(['hold local-disks']);
     expect(snapshot.calls).toEqual(['cut']);
@@ -428,7 +432,9 @@ describe('SnapshotVm', () => {
     snapshot.onCut = async () => {
       throw new HostAgentError('SNAPSHOT_FAILED', 'libvirt refused');
     };
-    expect(await failure(ask(client.snapshotVm, client, request))).toMatchObject({ reason: 'SNAPSHOT_FAILED' });
+    expect(await failure(ask(client, HostAgentService.snapshotVm, request))).toMatchObject({
+      reason: 'SNAPSHOT_FAILED',
+    });
     expect(await freeze.holds[0]?.ended).toEqual({ failed: 'libvirt refused' });
   });
 
@@ -438,19 +444,23 @@ describe('SnapshotVm', () => {
     freeze.onHold = () => {
       throw new HostAgentError('WINDOW_CLOSED', 'closed');
     };
-    expect(await failure(ask(client.snapshotVm, client, request))).toMatchObject({ reason: 'WINDOW_CLOSED' });
+    expect(await failure(ask(client, HostAgentService.snapshotVm, request))).toMatchObject({
+      reason: 'WINDOW_CLOSED',
+    });
     expect(snapshot.calls).toEqual([]);
   });
 
   test('without Prepare it is refused', async () => {
     const { client } = await up();
-    expect(await failure(ask(client.snapshotVm, client, request))).toMatchObject({ reason: 'NOT_PREPARED' });
+    expect(await failure(ask(client, HostAgentService.snapshotVm, request))).toMatchObject({
+      reason: 'NOT_PREPARED',
+    });
   });
 
   test('other disks than those prepared are refused', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
-    const call = ask(client.snapshotVm, client, { ...request, disks: ['vda', 'vdb'] });
+    const call = ask(client, HostAgentService.snapshotVm, { ...request, disks: ['vda', 'vdb'] });
     expect(await failure(call)).toMatchObject({ reason: 'INVALID_ARGUMENT', metadata: { field: 'disks' } });
     expect(snapshot.calls).toEqual([]);
   });
@@ -458,7 +468,11 @@ describe('SnapshotVm', () => {
   test('with frozen=false it freezes, cuts, and answers the verdict', async () => {
     const { client, freeze } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
-    const cut = await ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
+    const cut = await ask(client, HostAgentService.snapshotVm, {
+      ...request,
+      frozen: false,
+      quiesce: Quiesce.REQUIRED,
+    });
     expect(freeze.calls).toEqual(['freeze local 30000', 'hold local', 'thaw: the local cut is done']);
     expect(cut.verdict).toMatchObject({ held: true, windowMs: heldVerdict.windowMs });
   });
@@ -469,7 +483,7 @@ describe('SnapshotVm', () => {
     snapshot.onCut = async () => {
       throw new HostAgentError('VM_CHANGED', 'changed');
     };
-    const call = ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
+    const call = ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
     expect(await failure(call)).toMatchObject({ reason: 'VM_CHANGED' });
     expect(freeze.calls.at(-1)).toBe('thaw: the cut failed');
   });
@@ -482,7 +496,11 @@ describe('SnapshotVm', () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
     freeze.onFreeze = noAgent;
-    const cut = await ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.BEST_EFFORT });
+    const cut = await ask(client, HostAgentService.snapshotVm, {
+      ...request,
+      frozen: false,
+      quiesce: Quiesce.BEST_EFFORT,
+    });
     expect(cut).toMatchObject({ unfrozenReason: 'AGENT_NOT_CONNECTED', verdict: undefined, overlays: [overlay] });
     expect(snapshot.calls).toEqual(['cut']);
   });
@@ -492,7 +510,7 @@ describe('SnapshotVm', () => {
     freeze.kept = { pinned, overlays: [overlay] };
     freeze.onFreeze = noAgent;
     freeze.verdictNow = { ...heldVerdict, held: false, lostReason: 'UNDONE' };
-    const call = ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.BEST_EFFORT });
+    const call = ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.BEST_EFFORT });
     expect(await failure(call)).toMatchObject({ reason: 'AGENT_NOT_CONNECTED' });
     expect(snapshot.calls).toEqual([]);
   });
@@ -501,7 +519,7 @@ describe('SnapshotVm', () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
     freeze.onFreeze = noAgent;
-    const call = ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
+    const call = ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
     expect(await failure(call)).toMatchObject({ reason: 'AGENT_NOT_CONNECTED' });
     expect(snapshot.calls).toEqual([]);
   });
@@ -509,7 +527,7 @@ describe('SnapshotVm', () => {
   test('skip cuts under a hold and freezes nothing', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
-    await ask(client.snapshotVm, client, { ...request, frozen: false, quiesce: Quiesce.SKIP });
+    await ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.SKIP });
     expect(freeze.calls).toEqual(['hold local']);
     expect(snapshot.calls).toEqual(['cut']);
   });
@@ -576,7 +594,7 @@ describe('Undo and delete', () => {
     await begun.happened;
     call.cancel();
     await cancelled;
-    await ask(client.getHost, client, {});
+    await ask(client, HostAgentService.getHost, {});
     goOn.happens();
     expect(await ended.happened).toBe(false);
   });
@@ -612,8 +630,8 @@ test('the facts of the hypervisor are asked anew every time', async () => {
       return facts();
     }),
   });
-  await ask(client.getHost, client, {});
-  await ask(client.getHost, client, {});
+  await ask(client, HostAgentService.getHost, {});
+  await ask(client, HostAgentService.getHost, {});
   expect(asked).toBe(2);
 });
 

@@ -1,4 +1,4 @@
-import { type ChannelCredentials, credentials, type ServiceError } from '@grpc/grpc-js';
+import { type ChannelCredentials, type Client, credentials, type ServiceError } from '@grpc/grpc-js';
 import { type Listening, serveEngine, type Transport } from '@stillpoint/host-agent/rpc/server.js';
 import { createServices, type ServiceOptions } from '@stillpoint/host-agent/rpc/service.js';
 import { ErrorInfo, HostAgentClient, Status } from '@stillpoint/proto';
@@ -54,12 +54,20 @@ export async function served(
 
 /** A unary call as a promise. */
 export function ask<Request, Response>(
-  method: (request: Request, callback: (error: ServiceError | null, response: Response) => void) => unknown,
-  client: HostAgentClient,
+  client: Client,
+  method: {
+    path: string;
+    requestSerialize: (request: Request) => Buffer;
+    responseDeserialize: (bytes: Buffer) => Response;
+  },
   request: Request,
 ): Promise<Response> {
+  const { path, requestSerialize, responseDeserialize } = method;
   return new Promise((resolve, reject) => {
-    method.call(client, request, (error, response) => (error === null ? resolve(response) : reject(error)));
+    client.makeUnaryRequest(path, requestSerialize, responseDeserialize, request, (error, response) => {
+      if (error === null && response !== undefined) resolve(response);
+      else reject(error ?? new Error(`${path} answered nothing`));
+    });
   });
 }
 
