@@ -10,7 +10,7 @@ import type { DiskPart, MergedPart, Quiesce, SnapshotVmResult } from '@stillpoin
  */
 export interface Catalogue {
   // ---- hosts
-  /** Errors: HOST_EXISTS. */
+  /** Adds a host, or takes a lost one back. Errors: HOST_EXISTS. */
   addHost(host: { name: string; address: string }): Promise<HostRow>;
   listHosts(): Promise<HostRow[]>;
   getHost(name: string): Promise<HostRow | undefined>;
@@ -26,7 +26,10 @@ export interface Catalogue {
   accept(request: AcceptRequest): Promise<{ row: SnapshotRow; isNew: boolean }>;
   /** Deletes an `accepted` row whose start was refused. Of any other: nothing. */
   withdraw(snapshotId: string): Promise<void>;
-  /** The run's first activity: takes the `accepted` row over, or makes one; state `running`. The same run again: answers the row. Errors: SNAPSHOT_ID_USED. */
+  /**
+   * The run's first activity: takes the `accepted` row over, or makes one; state `running`. The same run again: answers the row.
+   * Errors: SNAPSHOT_ID_USED, HOST_NOT_FOUND (the host was removed since).
+   */
   takeOver(request: TakeOverRequest): Promise<SnapshotRow>;
   /** `running` -> `recording` (also true when this run is there already). */
   beginRecording(snapshotId: string, runId: string): Promise<boolean>;
@@ -34,7 +37,7 @@ export interface Catalogue {
   beginUndoing(snapshotId: string, runId: string): Promise<boolean>;
   /** The final write: needs `recording` by this run; state `complete`. */
   record(snapshotId: string, runId: string, result: SnapshotVmResult): Promise<boolean>;
-  /** The final word of a run that recorded nothing; keeps what is pending. */
+  /** The final word of a run that recorded nothing; keeps what is pending. `running` | `undoing` by this run, or an `accepted` row that no run took over. */
   close(
     snapshotId: string,
     runId: string,
@@ -68,8 +71,8 @@ export interface Catalogue {
 
   // ---- window slots
   /**
-   * Takes one of `limit` slots for a run, or answers how many wait before it and who holds the slots (so that those of closed runs can be voided).
-   * First come, first served.
+   * Takes one of `limit` slots for a run, or answers how many wait before it, and who holds the slots or waits before it (so that those of closed
+   * runs can be voided: a dead one in the queue would hold up everybody behind it). First come, first served.
    */
   takeSlot(request: {
     snapshotId: string;
@@ -153,7 +156,10 @@ export interface SnapshotRow {
   quiesce: Quiesce;
   state: SnapshotState;
   workflowId: string | undefined;
+  /** The run that made it. */
   runId: string | undefined;
+  /** The run that deletes it, or did so last. */
+  deletingRunId: string | undefined;
   createdAt: string;
   endedAt: string | undefined;
   plan: unknown;
