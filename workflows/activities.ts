@@ -40,8 +40,11 @@ export interface Activities {
   recordSnapshot(
     request: WindowRequest & { plan: Plan; record: SnapshotRecord },
   ): Promise<{ recorded: true; result: SnapshotVmResult } | { recorded: false; missing: string }>;
-  /** Row -> `undoing`, then takes back all that the window made, and verifies it. */
-  undoWindow(request: WindowRequest & { plan: Plan }): Promise<Undone>;
+  /**
+   * Takes back all that the window made, and verifies it. `isLast`: row -> `undoing` first, so that nothing is recorded any more; else another window
+   * follows, and the row stays `running` for it.
+   */
+  undoWindow(request: WindowRequest & { plan: Plan; isLast: boolean }): Promise<Undone>;
   /** Gives the VM back: the last call of every run. */
   release(request: { host: string; vm: string; operation: string }): Promise<void>;
   /** The final word of a run that recorded nothing. */

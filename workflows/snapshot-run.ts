@@ -112,7 +112,7 @@ export class SnapshotRun {
     });
     if (!outcome.recorded) {
       const failure = { code: 'CUT_MISSING', text: outcome.missing, advice: 'Ask for the snapshot again.' };
-      throw new SnapshotFailed(failure, end, await this.#undone(window));
+      throw new SnapshotFailed(failure, end, await this.#undone(window, true));
     }
     this.#owesUndo = undefined;
     this.#tellRecorded(outcome.result);
@@ -122,7 +122,7 @@ export class SnapshotRun {
   /** Takes the window back; resolves when another one may follow. The slot is kept for it. */
   async undo(window: Window, end: WindowEnd, decision: Extract<Decision, { undo: Failure }>): Promise<void> {
     if (decision.next === 'end') await this.#giveBackSlot();
-    const undone = await this.#undone(window);
+    const undone = await this.#undone(window, decision.next === 'end');
     // Only on clean ground: what is left of this window would be in the way of the next.
     if (!undone.complete || decision.next === 'end') throw new SnapshotFailed(decision.undo, end, undone);
     if (decision.next === 'second window') {
@@ -141,7 +141,7 @@ export class SnapshotRun {
   /** Pays what is owed, writes the final word and makes the error that ends the run. */
   async closedAs(error: unknown): Promise<Error> {
     const failed = error instanceof SnapshotFailed ? error : new SnapshotFailed(failureOf(error), undefined, undefined);
-    const undone = this.#owesUndo === undefined ? failed.undone : await this.#undone(this.#owesUndo);
+    const undone = this.#owesUndo === undefined ? failed.undone : await this.#undone(this.#owesUndo, true);
     await this.#giveBackSlot();
     const isClean = undone?.complete ?? true;
     const failure = isClean ? failed.failure : pendingFailure(failed.failure);
@@ -187,8 +187,8 @@ export class SnapshotRun {
     });
   }
 
-  async #undone(window: Window): Promise<Undone> {
-    const undone = await window.undo().catch((error: unknown): Undone => {
+  async #undone(window: Window, isLast: boolean): Promise<Undone> {
+    const undone = await window.undo(isLast).catch((error: unknown): Undone => {
       return { complete: false, disks: [], pending: [`${failureOf(error).text}.`] };
     });
     this.#owesUndo = undefined;

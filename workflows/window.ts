@@ -101,10 +101,11 @@ export class Window {
     );
   }
 
-  undo(): Promise<Undone> {
+  /** `isLast`: no window of this run follows. */
+  undo(isLast: boolean): Promise<Undone> {
     const summary = 'Takes back what this window made, and verifies that it is gone';
     return this.#whateverHappens('undoing', 'undo', () =>
-      steps.undoWindow.executeWithOptions({ summary }, [{ ...this.#request, plan: this.#plan }]),
+      steps.undoWindow.executeWithOptions({ summary }, [{ ...this.#request, plan: this.#plan, isLast }]),
     );
   }
 

@@ -1,0 +1,123 @@
+import {
+  type DeletePlan,
+  type DeleteSnapshotInput,
+  type Plan,
+  type SnapshotVmInput,
+  workflowIdOf,
+} from '@stillpoint/workflows';
+import type { z } from 'zod';
+import { deleteSnapshotInput, inputFaults, snapshotVmInput } from '../contract/snapshot-input.js';
+import type { ActivityDeps } from './deps.js';
+import { chooseDisks } from './disks.js';
+import { ActivityError } from './failure.js';
+import { findRunningVm } from './find-vm.js';
+import { currentRun, idOfRun } from './run.js';
+
+/** How long the guest agent may take to freeze where the request does not say, ms. */
+const defaultFreezeTimeoutMs = 30_000;
+
+/** The first activity of `snapshotVm`: whoever started the run, the same checks, and the same row. */
+export async function acceptSnapshot(deps: ActivityDeps, given: SnapshotVmInput, signal: AbortSignal): Promise<Plan> {
+  const input = checked(snapshotVmInput, given);
+  const run = currentRun();
+  requireWorkflowId(run.workflowId, input.vm);
+  const snapshotId = input.snapshotId ?? idOfRun(run.runId, 'snapshot');
+
+  // Repeated after its answer was lost: what was decided stays decided.
+  const known = await deps.catalogue.getSnapshot(snapshotId);
+  if (known?.runId === run.runId && known.state === 'running') return known.plan as Plan;
+
+  const { host, vm } = await findRunningVm(deps.hosts, input.vm, signal);
+  const quiesce = input.quiesce ?? 'required';
+  if (vm.state === 'paused' && quiesce !== 'skip') {
+    throw new ActivityError('VM_PAUSED', `${vm.name} is paused on ${host}: its file systems cannot be frozen.`, {
+      advice: 'Resume the VM, or ask for quiesce=skip.',
+    });
+  }
+  const disks = chooseDisks(vm, input);
+  const { hypervisor } = await deps.hosts.host(host).facts({ signal });
+  const startedAt = new Date().toISOString();
+  const plan: Plan = {
+    snapshotId,
+    name: input.name ?? known?.name ?? `snapshot ${startedAt.slice(0, 19).replace('T', ' ')} UTC`,
+    vm: { uuid: input.vm, name: vm.name },
+    host,
+    quiesce,
+    ...disks,
+    freezeTimeoutMs: input.freezeTimeoutMs ?? defaultFreezeTimeoutMs,
+    windowLimitMs: input.windowLimitMs ?? 0,
+    hypervisor,
+  };
+  const row = await deps.catalogue.takeOver({
+    snapshotId,
+    vm: input.vm,
+    vmName: vm.name,
+    host,
+    name: plan.name,
+    description: input.description,
+    quiesce,
+    ...run,
+    startedAt,
+    plan,
+  });
+  return row.plan as Plan;
+}
+
+/** The first activity of `deleteSnapshot`. */
+export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInput): Promise<DeletePlan> {
+  const input = checked(deleteSnapshotInput, given);
+  const run = currentRun();
+  requireWorkflowId(run.workflowId, input.vm);
+  const row = await deps.catalogue.getSnapshot(input.snapshotId);
+  if (row === undefined || row.vm !== input.vm || row.state === 'deleted') {
+    throw new ActivityError('SNAPSHOT_NOT_FOUND', `VM ${input.vm} has no snapshot ${input.snapshotId}.`, {
+      advice: 'See its snapshots: stillpoint snapshot list.',
+    });
+  }
+  if (!(await deps.catalogue.beginDeleting(input.snapshotId, run))) {
+    throw new ActivityError(
+      'SNAPSHOT_STATE',
+      `Snapshot ${input.snapshotId} is ${row.state}: it cannot be deleted now.`,
+      {
+        advice: 'Wait until its run has ended, or cancel that.',
+        metadata: { state: row.state },
+      },
+    );
+  }
+  if (row.host === undefined) {
+    throw new ActivityError('SNAPSHOT_STATE', `Snapshot ${input.snapshotId} was never begun on a host.`);
+  }
+  return {
+    operation: idOfRun(run.runId, 'delete'),
+    snapshotId: row.snapshotId,
+    name: row.name ?? row.snapshotId,
+    vm: { uuid: row.vm, name: row.vmName },
+    host: row.host,
+    window: row.windowId ?? '',
+    parts: row.parts,
+  };
+}
+
+function checked<T>(schema: z.ZodType<T>, given: unknown): T {
+  const parsed = schema.safeParse(given);
+  if (parsed.success) return parsed.data;
+  const faults = inputFaults(parsed.error);
+  const text = faults.map(({ field, message }) => (field === '' ? message : `${field} ${message}`)).join('; ');
+  throw new ActivityError('INPUT_INVALID', `The input is not valid: ${text}.`, {
+    advice: 'Correct the input; docs/workflows.md has its schema.',
+    metadata: Object.fromEntries(faults.map(({ field, message }) => [field === '' ? 'input' : field, message])),
+  });
+}
+
+function requireWorkflowId(workflowId: string, vm: string): void {
+  const right = workflowIdOf(vm);
+  if (workflowId === right) return;
+  throw new ActivityError(
+    'WORKFLOW_ID_WRONG',
+    `This run's workflow id is ${workflowId}; of VM ${vm} it must be ${right}.`,
+    {
+      advice: `Start it again with the workflow id ${right}: one operation at a time per VM.`,
+      metadata: { workflowId: right },
+    },
+  );
+}

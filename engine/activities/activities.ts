@@ -1,0 +1,118 @@
+import type { Activities, DeleteSnapshotResult } from '@stillpoint/workflows';
+import { Context } from '@temporalio/activity';
+import { isHostError } from '../hosts/errors.js';
+import { acceptDelete, acceptSnapshot } from './accept.js';
+import type { ActivityDeps } from './deps.js';
+import { isPassing, toFailure } from './failure.js';
+import { whileBeating } from './heartbeat.js';
+import { deleteParts, undoWindow } from './merge.js';
+import { partsOf } from './parts.js';
+import { prepare } from './prepare.js';
+import { recordSnapshot, refused } from './record.js';
+import { currentRun } from './run.js';
+import { isoTime, lostVerdict, verdictOf } from './verdict.js';
+import { takeWindowSlot } from './window-slot.js';
+
+/** The activities that the workflows need (workflows/activities.ts), over the catalogue and the hosts. */
+export function createActivities(deps: ActivityDeps): Activities {
+  return {
+    acceptSnapshot: (input) => asFailure(() => acceptSnapshot(deps, input, Context.current().cancellationSignal)),
+
+    takeWindowSlot: ({ snapshotId }) =>
+      asFailure(() => whileBeating((signal, tell) => takeWindowSlot(deps, snapshotId, signal, tell))),
+
+    giveBackWindowSlot: () => asFailure(() => deps.catalogue.giveBackSlot(currentRun().runId)),
+
+    prepare: (request) => asFailure(() => whileBeating((signal, tell) => prepare(deps, request, signal, tell))),
+
+    freezeFileSystems: ({ host, vm, window, cuts, freezeTimeoutMs }) =>
+      asFailure(() =>
+        whileBeating(async (signal) => {
+          const frozen = await deps.hosts
+            .host(host)
+            .freezeFileSystems({ vm, window, cuts, freezeTimeoutMs }, { signal });
+          const { frozenFileSystems, frozenUnixMs, freezeCallMs, gaps } = frozen;
+          return { frozenFileSystems, frozenAt: isoTime(frozenUnixMs), freezeCallMs, gaps };
+        }),
+      ),
+
+    snapshotLocalDisks: ({ host, vm, window, disks, frozen, cut }) =>
+      asFailure(() =>
+        whileBeating(async (signal) => {
+          const quiesce = frozen ? 'required' : 'skip';
+          const answer = await deps.hosts
+            .host(host)
+            .snapshotVm({ vm, window, disks, frozen, quiesce, cut }, { signal });
+          return { parts: partsOf(answer.overlays), transactionMs: answer.transactionMs };
+        }),
+      ),
+
+    thawFileSystems: ({ host, vm, window, reason }) =>
+      // A guest may be frozen: whatever goes wrong, it is asked again.
+      asFailure(
+        () =>
+          whileBeating(async (signal) => {
+            try {
+              return verdictOf(await deps.hosts.host(host).thawFileSystems({ vm, window, reason }, { signal }));
+            } catch (error) {
+              if (isHostError(error, 'HOST_LOST')) return lostVerdict(window, 'HOST_LOST', error.message);
+              if (isHostError(error, 'WINDOW_UNKNOWN')) {
+                return lostVerdict(window, 'WINDOW_UNKNOWN', `${host} knows nothing of this window: ${error.message}`);
+              }
+              throw error;
+            }
+          }),
+        () => true,
+      ),
+
+    recordSnapshot: (request) => asFailure(() => whileBeating((signal) => recordSnapshot(deps, request, signal))),
+
+    undoWindow: (request) => asFailure(() => whileBeating((signal, tell) => undoWindow(deps, request, signal, tell))),
+
+    release: ({ host, vm, operation }) =>
+      asFailure(async () => {
+        try {
+          await deps.hosts.host(host).release({ vm, operation }, { signal: Context.current().cancellationSignal });
+        } catch (error) {
+          // Who gave the host up has given up its VMs.
+          if (!isHostError(error, 'HOST_LOST', 'HOST_NOT_FOUND')) throw error;
+        }
+      }),
+
+    closeSnapshot: ({ snapshotId, state, error, pending }) =>
+      asFailure(() =>
+        whileBeating(async () => {
+          if (!(await deps.catalogue.close(snapshotId, currentRun().runId, { state, error, pending }))) {
+            throw refused({ snapshotId });
+          }
+        }),
+      ),
+
+    acceptDelete: (input) => asFailure(() => acceptDelete(deps, input)),
+
+    deleteParts: (request) => asFailure(() => whileBeating((signal, tell) => deleteParts(deps, request, signal, tell))),
+
+    closeDelete: ({ plan, outcome }) =>
+      asFailure(() =>
+        whileBeating(async (): Promise<DeleteSnapshotResult> => {
+          const { runId } = currentRun();
+          const written = outcome.deleted
+            ? await deps.catalogue.finishDeleting(plan.snapshotId, runId, outcome.disks)
+            : await deps.catalogue.abandonDeleting(plan.snapshotId, runId, {
+                error: outcome.error,
+                merged: outcome.disks,
+              });
+          if (!written) throw refused(plan);
+          return { snapshotId: plan.snapshotId, vm: plan.vm, host: plan.host, disks: outcome.disks };
+        }),
+      ),
+  };
+}
+
+async function asFailure<T>(work: () => Promise<T>, isRetryable: (error: unknown) => boolean = isPassing): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw toFailure(error, isRetryable);
+  }
+}

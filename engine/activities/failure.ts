@@ -1,0 +1,64 @@
+import { CancelledFailure } from '@temporalio/activity';
+import { ApplicationFailure } from '@temporalio/common';
+import { isCatalogueError } from '../catalogue/errors.js';
+import { isHostError } from '../hosts/errors.js';
+
+/** An activity's failure with one of the public codes (workflows/contract.ts), thrown by the activities themselves. */
+export class ActivityError extends Error {
+  override readonly name = 'ActivityError';
+  readonly code: string;
+  readonly advice: string;
+  readonly metadata: Record<string, string>;
+
+  constructor(
+    code: string,
+    message: string,
+    more: { advice?: string; metadata?: Record<string, string>; cause?: unknown } = {},
+  ) {
+    super(message, more.cause === undefined ? undefined : { cause: more.cause });
+    this.code = code;
+    this.advice = more.advice ?? '';
+    this.metadata = more.metadata ?? {};
+  }
+}
+
+/** What may be otherwise the next time, though nobody does anything about the request: connections, restarts, a busy or full machine. */
+const passing: ReadonlySet<string> = new Set([
+  'CATALOGUE_UNAVAILABLE',
+  'HOST_UNREACHABLE',
+  'SHUTTING_DOWN',
+  'LIBVIRT_UNREACHABLE',
+  'LIBVIRT_CALL_TIMEOUT',
+  'HYPERVISOR_BUSY',
+  'JOURNAL_UNWRITABLE',
+  'STILL_FROZEN',
+]);
+
+/** Whether the same call may succeed when repeated unchanged. */
+export function isPassing(error: unknown): boolean {
+  return passing.has(codeOf(error) ?? '');
+}
+
+/** The stable code that an error carries. */
+export function codeOf(error: unknown): string | undefined {
+  if (error instanceof ActivityError || isHostError(error) || isCatalogueError(error)) return error.code;
+  return undefined;
+}
+
+/**
+ * The error as Temporal carries it: type is the stable code, `details[0]` has advice and metadata. An error without a code is INTERNAL.
+ * A cancellation passes as it is.
+ */
+export function toFailure(error: unknown, isRetryable: (error: unknown) => boolean): Error {
+  if (error instanceof CancelledFailure || error instanceof ApplicationFailure) return error;
+  const advice = error instanceof ActivityError || isHostError(error) ? error.advice : '';
+  const metadata = error instanceof ActivityError || isHostError(error) ? error.metadata : {};
+  const cause = error instanceof Error ? error : undefined;
+  return ApplicationFailure.create({
+    type: codeOf(error) ?? 'INTERNAL',
+    message: error instanceof Error ? error.message : String(error),
+    nonRetryable: !isRetryable(error),
+    details: [{ advice, metadata }],
+    ...(cause === undefined ? {} : { cause }),
+  });
+}

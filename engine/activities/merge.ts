@@ -1,0 +1,90 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Activities, MergedPart, Undone } from '@stillpoint/workflows';
+import { isHostError } from '../hosts/errors.js';
+import type { HostMergeProgress, HostMergeResult } from '../hosts/hosts.js';
+import type { ActivityDeps } from './deps.js';
+import { codeOf, isPassing } from './failure.js';
+import { mergedParts, overlaysOf } from './parts.js';
+import { refused } from './record.js';
+import { currentRun } from './run.js';
+
+type Tell = (details: unknown) => void;
+
+/** Takes back all that a window made. The row first: from then on nothing of this run is recorded any more. */
+export async function undoWindow(
+  deps: ActivityDeps,
+  { host, vm, window, plan, isLast }: Parameters<Activities['undoWindow']>[0],
+  signal: AbortSignal,
+  tell: Tell,
+): Promise<Undone> {
+  if (isLast && !(await deps.catalogue.beginUndoing(plan.snapshotId, currentRun().runId))) throw refused(plan);
+  const merged = await patiently(deps, signal, tell, (onProgress) =>
+    deps.hosts.host(host).undo({ vm, window }, { signal, onProgress }),
+  );
+  if ('gaveUp' in merged) {
+    return { complete: false, disks: [], pending: plan.localDisks.map((disk) => `${disk}: ${merged.gaveUp}`) };
+  }
+  const disks = mergedParts(merged);
+  return { complete: merged.complete, disks, pending: pendingOf(disks) };
+}
+
+/** Merges a recorded snapshot's overlays into their bases. */
+export async function deleteParts(
+  deps: ActivityDeps,
+  { host, vm, operation, window, parts }: Parameters<Activities['deleteParts']>[0],
+  signal: AbortSignal,
+  tell: Tell,
+): Promise<{ complete: boolean; disks: MergedPart[] }> {
+  if (parts.length === 0) return { complete: true, disks: [] };
+  const merged = await patiently(deps, signal, tell, (onProgress) =>
+    deps.hosts
+      .host(host)
+      .deleteSnapshot(
+        { vm: vm.uuid, operation, installation: deps.installationId, window, overlays: overlaysOf(parts) },
+        { signal, onProgress },
+      ),
+  );
+  if ('gaveUp' in merged) {
+    const disks = parts.map(({ target, overlay, path }): MergedPart => {
+      return { target, overlay, path, outcome: 'pending', detail: merged.gaveUp };
+    });
+    return { complete: false, disks };
+  }
+  return { complete: merged.complete, disks: mergedParts(merged) };
+}
+
+/**
+ * Repeats a merge while its host is away, for a bounded time; then it is pending, with the reason. The host agent joins a merge that already runs, and a
+ * host that is gone for good needs no patience.
+ */
+async function patiently(
+  deps: ActivityDeps,
+  signal: AbortSignal,
+  tell: Tell,
+  merge: (onProgress: (progress: HostMergeProgress) => void) => Promise<HostMergeResult>,
+): Promise<HostMergeResult | { gaveUp: string }> {
+  const { hostPatienceMs = 120_000, hostPollMs = 1_000 } = deps.settings ?? {};
+  const started = performance.now();
+  for (;;) {
+    try {
+      return await merge(tell);
+    } catch (error) {
+      if (signal.aborted) throw signal.reason;
+      // Without a code it is a fault of ours, and no word about the host.
+      if (codeOf(error) === undefined) throw error;
+      const text = error instanceof Error ? error.message : String(error);
+      if (!isPassing(error) || performance.now() - started > hostPatienceMs) {
+        const advice = isHostError(error) ? ` ${error.advice}` : '';
+        return { gaveUp: `${text}${advice}` };
+      }
+      tell({ waitingFor: text });
+      await delay(hostPollMs, undefined, { signal }).catch(() => {
+        throw signal.reason;
+      });
+    }
+  }
+}
+
+function pendingOf(disks: MergedPart[]): string[] {
+  return disks.filter((disk) => disk.outcome === 'pending').map((disk) => `${disk.target}: ${disk.detail}`);
+}

@@ -1,0 +1,89 @@
+import type { Activities, Prepared } from '@stillpoint/workflows';
+import type { HostClient } from '../hosts/hosts.js';
+import type { ActivityDeps } from './deps.js';
+import { ActivityError } from './failure.js';
+import { partsOf } from './parts.js';
+
+/** More dead runs than this on one VM are no leftovers but a fault. */
+const mostDeadRuns = 3;
+
+/** Takes the VM on its host; a dead run that still holds it is cleaned up first. */
+export async function prepare(
+  deps: ActivityDeps,
+  { host: name, vm, operation, window, plan, quiesce }: Parameters<Activities['prepare']>[0],
+  signal: AbortSignal,
+  tell: (details: unknown) => void,
+): Promise<Prepared> {
+  const host = deps.hosts.host(name);
+  const cleaned: string[] = [];
+  for (;;) {
+    const answer = await host.prepare(
+      {
+        vm,
+        operation,
+        window,
+        installation: deps.installationId,
+        localDisks: plan.localDisks,
+        setDisks: plan.setDisks,
+        unquiescedDisks: plan.unquiesced,
+        quiesce,
+        windowLimitMs: plan.windowLimitMs,
+      },
+      { signal },
+    );
+    if (!('stale' in answer)) {
+      const { gaps, guestOs, windowLimitMs, overlays } = answer;
+      return { gaps, guestOs, windowLimitMs, parts: partsOf(overlays), cleaned: cleaned.join(' ') };
+    }
+    if (cleaned.length === mostDeadRuns) {
+      throw new ActivityError('BUSY', `${plan.vm.name} is still held on ${name} by ${answer.stale.operation}.`, {
+        advice: 'Release it on the host: stillpoint-host-agent release VM.',
+        metadata: { holder: answer.stale.operation },
+      });
+    }
+    tell({ cleaningUpAfter: answer.stale.operation });
+    cleaned.push(await cleanUpAfterDeadRun(deps, host, { vm, ...answer.stale }, signal));
+  }
+}
+
+/**
+ * Ends what a dead run left: only one run can be open under a VM's workflow id, and that is the one that asks. What it recorded stays; what it did not is
+ * undone. The row decides, by the same conditional update as everywhere.
+ */
+async function cleanUpAfterDeadRun(
+  deps: ActivityDeps,
+  host: HostClient,
+  dead: { vm: string; operation: string; window: string },
+  signal: AbortSignal,
+): Promise<string> {
+  const row = await deps.catalogue.getSnapshot(dead.operation);
+  if (row === undefined && dead.window !== '') {
+    // Its record may exist elsewhere (a catalogue restored from a backup): undoing could take back a snapshot that somebody relies on.
+    throw new ActivityError(
+      'BUSY',
+      `${dead.operation} holds the VM on ${host.name}, and the catalogue does not know it.`,
+      {
+        advice: 'Look at what it left, then release it on the host: stillpoint-host-agent release VM.',
+        metadata: { holder: dead.operation },
+      },
+    );
+  }
+  const wasLeftOpen = row?.runId !== undefined && ['running', 'recording', 'undoing'].includes(row.state);
+  if (wasLeftOpen && (await deps.catalogue.beginUndoing(row.snapshotId, row.runId ?? ''))) {
+    const undone = await host.undo({ vm: dead.vm, window: dead.window }, { signal });
+    const pending = undone.disks
+      .filter((disk) => disk.outcome === 'pending')
+      .map((disk) => `${disk.target}: ${disk.detail}`);
+    await deps.catalogue.close(row.snapshotId, row.runId ?? '', {
+      state: pending.length === 0 ? 'failed' : 'cleanup-pending',
+      error: {
+        code: 'WORKER_LOST',
+        text: 'Its run ended without a word; the next run of this VM undid what it had made.',
+      },
+      pending,
+    });
+  }
+  await host.release({ vm: dead.vm, operation: dead.operation }, { signal });
+  deps.log.info({ operation: dead.operation, window: dead.window, state: row?.state }, 'cleaned up after a dead run');
+  return wasLeftOpen ? `Undid ${dead.operation}, whose run is dead.` : `Released ${dead.operation}, whose run is dead.`;
+}

@@ -1,0 +1,17 @@
+import { type Client, WorkflowNotFoundError } from '@temporalio/client';
+import type { Runs } from './deps.js';
+
+/** Asks Temporal whether a run is closed. */
+export function runsOf(client: Client): Runs {
+  return {
+    isClosed: async (workflowId, runId) => {
+      try {
+        const { status } = await client.workflow.getHandle(workflowId, runId).describe();
+        return status.name !== 'RUNNING' && status.name !== 'PAUSED';
+      } catch (error) {
+        if (error instanceof WorkflowNotFoundError) return true;
+        throw error;
+      }
+    },
+  };
+}
