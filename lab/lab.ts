@@ -81,7 +81,7 @@ export class Lab {
     this.#image = image;
     this.#qemuUser = qemuUser;
     this.#processes = new ProcessTable(join(run, 'processes.json'));
-    this.libvirtd = new Libvirtd(join(run, 'host'), qemuUser, this.#processes);
+    this.libvirtd = new Libvirtd(join(run, 'host'), qemuUser, acceleration, this.#processes);
     this.vm = this.#vm(FIRST_VM.name, FIRST_VM.uuid, ['vda', 'vdb', 'vdc'], true);
   }
 

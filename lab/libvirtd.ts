@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Acceleration } from './acceleration.js';
 import { LabError } from './errors.js';
 import { endProcess, isRunning, type LabProcess, type ProcessTable, signalProcess, waitForExit } from './processes.js';
 import { runProgram } from './programs.js';
@@ -52,11 +53,13 @@ export class Libvirtd {
   readonly logFile: string;
   readonly #folder: string;
   readonly #qemuUser: QemuUser;
+  readonly #acceleration: Acceleration;
   readonly #processes: ProcessTable;
 
-  constructor(folder: string, qemuUser: QemuUser, processes: ProcessTable) {
+  constructor(folder: string, qemuUser: QemuUser, acceleration: Acceleration, processes: ProcessTable) {
     this.#folder = folder;
     this.#qemuUser = qemuUser;
+    this.#acceleration = acceleration;
     this.#processes = processes;
     this.socket = join(folder, 'run/libvirt-sock');
     this.logFile = join(folder, 'libvirtd.log');
@@ -82,6 +85,7 @@ export class Libvirtd {
       mounts,
       // Through D-Bus it would register the VM with the machine's systemd-machined, where names are the machine's.
       '{ [ ! -d /run/dbus ] || mount -t tmpfs none /run/dbus; }',
+      ...this.#withoutKvm(),
       'exec libvirtd --timeout 0 -p /run/libvirt/libvirtd.pid -f /etc/libvirt/libvirtd.conf',
     ].join(' && ');
     const output = join(this.#folder, 'libvirtd.out');
@@ -151,6 +155,16 @@ export class Libvirtd {
     if (libvirtd === undefined || !signalProcess(libvirtd, signal)) {
       throw new LabError('LIBVIRTD_FAILED', `libvirtd does not run, ${signal} was not sent`);
     }
+  }
+
+  /**
+   * Hides a /dev/kvm that does not work from a libvirtd whose QEMU runs as another user. Probing QEMU it may override
+   * permissions and finds KVM, using it it may not, so it would throw away what it found and probe again, for seconds, each
+   * time it needs QEMU's capabilities.
+   */
+  #withoutKvm(): string[] {
+    if (this.#qemuUser === 'root' || this.#acceleration === 'kvm' || !existsSync('/dev/kvm')) return [];
+    return ['install -m 000 /dev/null "$1/no-kvm"', 'mount --bind "$1/no-kvm" /dev/kvm'];
   }
 
   async #prepareFolders(): Promise<void> {

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +11,10 @@ export interface FileSystemReport {
   readonly type: 'ext4' | 'vfat';
   /** True: fsck, without changing anything and without replaying a journal, found nothing to repair. */
   readonly clean: boolean;
-  /** ext4: its journal must be replayed first, so it was not frozen (nor unmounted) when the cut was made. */
+  /**
+   * ext4: its journal must be replayed first, so it was not frozen (nor unmounted) when the cut was made. vfat: it was mounted;
+   * Linux cannot freeze vfat, so every live snapshot has that mark, and alone it is nothing to repair.
+   */
   readonly needsRecovery: boolean;
   /** The number the guest's writer had put there last; undefined where it does not write. */
   readonly writerNumber: number | undefined;
@@ -111,13 +114,31 @@ async function readWriterNumber(image: string): Promise<number | undefined> {
 }
 
 async function checkVfat(image: string, partition: number): Promise<FileSystemReport> {
+  const needsRecovery = clearMountedMark(image);
   const check = await runProgram('fsck.vfat', ['-n', image], { accept: [0, 1, 2] });
   return {
     partition,
     type: 'vfat',
     clean: check.exitCode === 0,
-    needsRecovery: false,
+    needsRecovery,
     writerNumber: undefined,
     output: `${check.stdout}${check.stderr}`.trim(),
   };
+}
+
+/** Takes the mark of a mounted vfat out of the (copied) image, which fsck would report and nothing else; says if it was there. */
+function clearMountedMark(image: string): boolean {
+  const handle = openSync(image, 'r+');
+  try {
+    const boot = Buffer.alloc(SECTOR);
+    readSync(handle, boot, 0, SECTOR, 0);
+    // FAT32 has no 16-bit count of sectors for its table, and the state byte further behind.
+    const at = boot.readUInt16LE(22) === 0 ? 0x41 : 0x25;
+    const marked = (boot.readUInt8(at) & 1) !== 0;
+    boot.writeUInt8(boot.readUInt8(at) & ~1, at);
+    writeSync(handle, boot, 0, SECTOR, 0);
+    return marked;
+  } finally {
+    closeSync(handle);
+  }
 }
