@@ -29,14 +29,15 @@ export class ThawDebt {
   readonly domainId: number | undefined;
   /** Resolves when the debt is settled. */
   readonly settled: Promise<Settlement>;
-  /** Set once the freeze's answer is known; without it a thaw's count proves nothing and the status decides. */
-  frozenFileSystems: number | undefined;
 
   readonly #deps: DebtDependencies;
   #settle: (settlement: Settlement) => void = () => undefined;
   #state: FreezeState = 'freezing';
   #detail = '';
   #running = false;
+  /** Set once the freeze was answered in this life; without it a thaw's count proves nothing and the status decides. */
+  #frozenFileSystems: number | undefined;
+  #seenFrozen: boolean;
   #mustThaw = false;
   #slowThawAllowed = false;
   #tell: NodeJS.Timeout | undefined;
@@ -46,15 +47,12 @@ export class ThawDebt {
   #wake: (() => void) | undefined;
   #woken = false;
 
-  constructor(
-    deps: DebtDependencies,
-    lease: { vm: string; window: string; domainId: number | undefined; frozenFileSystems?: number },
-  ) {
+  constructor(deps: DebtDependencies, lease: Owed & { vm: string }) {
     this.#deps = deps;
     this.vm = lease.vm;
     this.window = lease.window;
     this.domainId = lease.domainId;
-    this.frozenFileSystems = lease.frozenFileSystems;
+    this.#seenFrozen = lease.seenFrozen;
     this.settled = new Promise((resolve) => {
       this.#settle = resolve;
     });
@@ -97,7 +95,8 @@ export class ThawDebt {
 
   /** The freeze was answered: the guest is frozen in an open window, and nothing is due yet. */
   frozen(fileSystems: number): void {
-    this.frozenFileSystems = fileSystems;
+    this.#frozenFileSystems = fileSystems;
+    this.#seenFrozen = true;
     this.#state = 'frozen';
     // While the cuts run, so that it is out of the thaw's way.
     this.#allowSlowThaw();
@@ -157,7 +156,7 @@ export class ThawDebt {
 
   async #tryOnce(): Promise<Settlement | undefined> {
     const thaw = this.#mustThaw ? await this.#sendThaw() : undefined;
-    const proven = thaw?.fileSystems !== undefined && thaw.fileSystems === this.frozenFileSystems;
+    const proven = thaw?.fileSystems !== undefined && thaw.fileSystems === this.#frozenFileSystems;
     if (thaw !== undefined && proven) return { how: 'thawed', ...thaw };
 
     // Replies lie in both directions: a thaw that failed may have thawed, one that succeeded may not have. The status decides.
@@ -166,6 +165,7 @@ export class ThawDebt {
       return thaw === undefined ? { how: 'not-frozen' } : { how: 'thawed', ...thaw };
     }
     if (status === 'frozen') {
+      this.#seenFrozen = true;
       if (thaw === undefined) {
         this.#thawIsDue();
         this.hurry();
@@ -253,7 +253,7 @@ export class ThawDebt {
   #explain(why: string): void {
     if (this.#state === 'thawed') return;
     this.#detail = why;
-    if (this.#mustThaw) this.#state = 'still-frozen';
+    if (this.#mustThaw) this.#state = this.#seenFrozen ? 'still-frozen' : 'maybe-frozen';
   }
 
   #tellUnanswered(): void {
@@ -278,6 +278,15 @@ export class ThawDebt {
       };
     });
   }
+}
+
+/** What a debt is for. */
+export interface Owed {
+  window: string;
+  /** libvirt's id of the domain that the freeze is for; undefined: unknown. */
+  domainId: number | undefined;
+  /** Whether the guest is known to have been frozen, by the journal or by its own word. */
+  seenFrozen: boolean;
 }
 
 export interface DebtDependencies {

@@ -1,7 +1,7 @@
 import { HostAgentError } from '../errors.js';
 import type { HypervisorEvent } from '../hypervisor.js';
 import type { FreezeState, HoldState, Reservation } from '../window.js';
-import { type DebtDependencies, ThawDebt } from './debt.js';
+import { type DebtDependencies, type Owed, ThawDebt } from './debt.js';
 import type { Journal } from './journal.js';
 import type { Window, WindowDependencies } from './window.js';
 import { within } from './within.js';
@@ -42,7 +42,7 @@ export class Guest {
   }
 
   /** Takes a debt; it is dropped, also from the journal, when it is settled. */
-  owe(lease: { window: string; domainId: number | undefined }): ThawDebt {
+  owe(lease: Owed): ThawDebt {
     const debt = new ThawDebt(this.#deps, { vm: this.vm, ...lease });
     this.#debts.add(debt);
     void debt.settled.then((settlement) => {

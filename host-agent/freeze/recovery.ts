@@ -14,7 +14,9 @@ export function recover(history: History, guest: (vm: string) => Guest): void {
   for (const lease of history.owed.values()) {
     const { vm, window, domainId } = lease;
     // Thawed before it is asked: a thaw too many does no harm, and asking costs a round trip of a frozen guest's time.
-    guest(vm).owe({ window, domainId }).thaw();
+    guest(vm)
+      .owe({ window, domainId, seenFrozen: history.frozen.has(window) })
+      .thaw();
   }
   for (const [vm, reservation] of history.reservations) guest(vm).reservation = reservation;
   for (const [id, { vm, operation, entries }] of history.windows) {
@@ -119,7 +121,7 @@ export class Inquiry {
   async #thawFound(vm: string, name: string, domainId: number | undefined): Promise<void> {
     this.#deps.log.error({ vm, name }, 'A guest was found frozen and no readable journal tells by whom: it is thawed.');
     this.#findings.set(vm, `${name} (${vm}) was found frozen when the journal could not be read, and is being thawed.`);
-    const debt = this.#guest(vm).owe({ window: `unreadable-journal.${vm}`, domainId });
+    const debt = this.#guest(vm).owe({ window: `unreadable-journal.${vm}`, domainId, seenFrozen: true });
     debt.thaw();
     // The journal keeps that guests must be asked until this is settled: the debt has no lease there.
     await debt.settled;

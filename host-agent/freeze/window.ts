@@ -2,7 +2,7 @@ import { HostAgentError, isHostAgentError } from '../errors.js';
 import type { HypervisorEvent } from '../hypervisor.js';
 import type { CoverageGap, CutRecord, FreezeState, Hold, Verdict } from '../window.js';
 import { countGap, fileSystemsText, judgeCoverage } from './coverage.js';
-import type { DebtDependencies, Settlement, ThawDebt } from './debt.js';
+import type { DebtDependencies, Owed, Settlement, ThawDebt } from './debt.js';
 import type { JournalEntry, Prepared, WindowTerms } from './history.js';
 import type { Journal } from './journal.js';
 import { type Reading, readGuest } from './preflight.js';
@@ -14,7 +14,7 @@ import { within } from './within.js';
 export interface WindowDependencies extends DebtDependencies {
   journal: Journal;
   /** Takes a debt for the guest: from now on a thaw is owed, whatever becomes of the window. */
-  owe(lease: { window: string; domainId: number | undefined }): ThawDebt;
+  owe(lease: Owed): ThawDebt;
   /** Sets the domain's guest agent timeout, after what is still under way of that kind. */
   setAgentTimeout(seconds: number | 'default'): Promise<void>;
   /** Sets it to the configured value, without waiting. */
@@ -285,7 +285,7 @@ export class Window {
     this.#gaps = coverage.gaps;
     const { domainId } = vm;
     await this.#deps.journal.commit({ type: 'lease', vm: this.vm, window: this.id, cuts, domainId });
-    return this.#deps.owe({ window: this.id, domainId });
+    return this.#deps.owe({ window: this.id, domainId, seenFrozen: false });
   }
 
   #begin(answer: { fileSystems: number; repliedAt: number }, debt: ThawDebt): void {
