@@ -5,6 +5,7 @@ import { basename, dirname, join } from 'node:path';
 import { LabError } from './errors.js';
 import { INITRAMFS_INIT, ROOT_FOLDERS, ROOT_SCRIPTS } from './guest-files.js';
 import { dependenciesMatching, dependencyClosure, downloadPackages, updatePackageLists } from './packages.js';
+import { identifyProcess } from './processes.js';
 import { type Progress, runProgram } from './programs.js';
 
 /** The files of a built guest; they are never written to again, a VM gets copies. */
@@ -67,7 +68,8 @@ export async function ensureGuestImage(cacheFolder: string, progress: Progress):
     return image;
   }
   await mkdir(cacheFolder, { recursive: true });
-  const work = join(cacheFolder, `building-${process.pid}-${Date.now()}`);
+  await removeAbandonedBuilds(cacheFolder);
+  const work = join(cacheFolder, `building-${process.pid}`);
   const startedAt = performance.now();
   try {
     await build(work, cacheFolder, progress);
@@ -80,6 +82,16 @@ export async function ensureGuestImage(cacheFolder: string, progress: Progress):
   }
   progress(`guest image: ${name} built in ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
   return image;
+}
+
+/** Removes what killed builds have left; a build that runs has a living process in its name. */
+async function removeAbandonedBuilds(cacheFolder: string): Promise<void> {
+  for (const entry of await readdir(cacheFolder)) {
+    const pid = Number(entry.match(/^building-(\d+)$/)?.[1]);
+    if (pid === process.pid || (pid > 0 && identifyProcess(pid) === undefined)) {
+      await rm(join(cacheFolder, entry), { recursive: true, force: true });
+    }
+  }
 }
 
 function imageIn(folder: string): GuestImage {

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { closeSync, existsSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, renameSync, writeFileSync, writeSync } from 'node:fs';
 import { chmod, mkdir, rm, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
@@ -124,8 +124,7 @@ export class Lab {
       progress(`VM ${lab.vm.name}: booting (${acceleration.toUpperCase()})`);
       await lab.vm.create();
       progress(`VM ${lab.vm.name}: guest agent answers after ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
-      await rm(ownerFile(stateFolder));
-      claim(stateFolder, { process: self(), kept: options.keep === true, setup, acceleration });
+      reclaim(stateFolder, { process: self(), kept: options.keep === true, setup, acceleration });
       return lab;
     } catch (error) {
       await endRun(stateFolder, { keepLogs: true });
@@ -323,6 +322,12 @@ function claim(stateFolder: string, owner: Owner): void {
   }
   writeSync(handle, JSON.stringify(owner));
   closeSync(handle);
+}
+
+/** Changes the record of a folder that is this process's already; at no time is it without one. */
+function reclaim(stateFolder: string, owner: Owner): void {
+  writeFileSync(`${ownerFile(stateFolder)}.new`, JSON.stringify(owner));
+  renameSync(`${ownerFile(stateFolder)}.new`, ownerFile(stateFolder));
 }
 
 function readOwner(stateFolder: string): Owner | undefined {

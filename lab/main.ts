@@ -10,6 +10,9 @@ const say = (line: string) => process.stdout.write(`${line}\n`);
 async function main([command, ...rest]: readonly string[]): Promise<number> {
   switch (command) {
     case 'up': {
+      for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+        process.once(signal, () => void Lab.down(stateFolder, say).finally(() => process.exit(130)));
+      }
       const lab = await Lab.up({ keep: true, progress: say, ...(stateFolder === undefined ? {} : { stateFolder }) });
       await showStatus(lab);
       lab.guest.disconnect();
