@@ -169,6 +169,11 @@ export interface Images {
    * Errors: IMAGE_INVALID, DISK_NOT_FOUND.
    */
   info(path: string, format: string): Promise<ImageInfo>;
+  /**
+   * Size as the guest sees it, read as `format` without a child program: the cut asks it inside the window. Formats: qcow2, raw.
+   * Errors: IMAGE_INVALID, DISK_NOT_FOUND.
+   */
+  sizeBytes(path: string, format: string): Promise<number>;
   /** Bytes free for new data on the file system of `folder`. */
   freeBytes(folder: string): Promise<number>;
   /** Makes an empty qcow2 overlay of `base`, with the owner and mode of `likeFile`, durably (fsync of file and folder). Errors: OVERLAY_EXISTS, NO_SPACE, IMAGE_INVALID. */

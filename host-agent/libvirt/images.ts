@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { type BigIntStats, constants } from 'node:fs';
-import { lstat, open, readdir, readlink, realpath, rm, stat, statfs, unlink } from 'node:fs/promises';
+import { lstat, open, readdir, readFile, readlink, realpath, rm, stat, statfs, unlink } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
@@ -83,6 +83,14 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
     },
 
     info,
+
+    async sizeBytes(path, format) {
+      const found = await statOf(path);
+      if (format === 'qcow2') return await qcow2SizeBytes(path);
+      if (format !== 'raw')
+        throw new HostAgentError('IMAGE_INVALID', `The size of a ${format} image is not read: ${path}`);
+      return found.isBlockDevice() ? await blockDeviceSizeBytes(path, found.rdev) : Number(found.size);
+    },
 
     async freeBytes(folder) {
       const { bavail, bsize } = await statfs(folder).catch((cause: unknown) => {
@@ -194,6 +202,29 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
         .map((name) => join(folder, name));
     },
   };
+}
+
+/** From the header: magic at byte 0, size at byte 24, big-endian (QEMU's docs/interop/qcow2.txt). */
+async function qcow2SizeBytes(path: string): Promise<number> {
+  const file = await open(path, 'r');
+  try {
+    const header = Buffer.alloc(32);
+    const { bytesRead } = await file.read(header, 0, header.length, 0);
+    if (bytesRead === header.length && header.readUInt32BE(0) === 0x514649fb) return Number(header.readBigUInt64BE(24));
+    throw new HostAgentError('IMAGE_INVALID', `${path} is no qcow2 image.`);
+  } finally {
+    await file.close();
+  }
+}
+
+/** The kernel counts a device's size in sectors of 512 bytes, whatever the device's own are. */
+async function blockDeviceSizeBytes(path: string, rdev: bigint): Promise<number> {
+  const major = (rdev >> 8n) & 0xfffn;
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xfff00n);
+  const text = await readFile(`/sys/dev/block/${major}:${minor}/size`, 'utf8').catch((cause: unknown) => {
+    throw new HostAgentError('IMAGE_INVALID', `The kernel does not tell the size of ${path}.`, { cause });
+  });
+  return Number(text.trim()) * 512;
 }
 
 /** Whether a process has the file open. A process that may not be looked at counts as one that has: nothing is deleted on a guess. */

@@ -19,7 +19,7 @@ export type Fault =
 
 /** A fault that waits for its call. */
 export interface InjectedFault {
-  /** Resolves when a call first met the fault. */
+  /** Resolves when a call first met the fault; of one that strikes after the call has happened: then. */
   readonly hit: Promise<void>;
   /** Ends a hold; the call goes on. */
   release(): void;
@@ -44,6 +44,8 @@ interface Waiting {
 export interface MetFault {
   readonly fault: Fault;
   readonly released: Promise<void>;
+  /** Says that the fault strikes now. */
+  strike(): void;
   /** Keeps what is to happen later. */
   keep(effect: () => Promise<unknown>): void;
 }
@@ -100,8 +102,12 @@ export class Faults {
       }
       waiting.times--;
       if (waiting.times <= 0) this.#waiting = this.#waiting.filter((other) => other !== waiting);
-      waiting.hit();
-      return { fault: waiting.fault, released: waiting.released, keep: (effect) => void waiting.effects.push(effect) };
+      return {
+        fault: waiting.fault,
+        released: waiting.released,
+        strike: waiting.hit,
+        keep: (effect) => void waiting.effects.push(effect),
+      };
     }
     return undefined;
   }

@@ -233,6 +233,7 @@ class Session implements SimulatedSession {
     this.images = {
       resolve: (path) => file('resolve', () => files.resolve(path)),
       info: (path, format) => file('info', () => files.info(path, format)),
+      sizeBytes: (path, format) => file('sizeBytes', () => files.info(path, format).virtualSizeBytes),
       freeBytes: (folder) => file('freeBytes', () => files.freeBytes(folder)),
       createOverlay: (overlay) => file('createOverlay', () => files.createOverlay(overlay)),
       isOpen: (path) => file('isOpen', () => files.isOpen(path)),
@@ -430,22 +431,23 @@ class Session implements SimulatedSession {
     const faulty = async (): Promise<T> => {
       if (met === undefined) return await carryOut();
       const { fault } = met;
+      const happensFirst =
+        'loseReply' in fault ||
+        ('hold' in fault && fault.hold === 'after') ||
+        ('die' in fault && fault.die === 'after');
+      const answer = happensFirst ? carryOut() : undefined;
+      await answer?.catch(() => undefined);
+      met.strike();
       if ('reject' in fault) throw failure(fault.reject, fault.message);
-      if ('loseReply' in fault) {
-        await carryOut();
-        throw failure(fault.loseReply, undefined);
-      }
+      if ('loseReply' in fault) throw failure(fault.loseReply, undefined);
       if ('late' in fault) {
         met.keep(carryOut);
         throw failure(fault.late, undefined);
       }
       if ('hold' in fault) {
-        if (fault.hold === 'before') await met.released;
-        const answer = await carryOut();
-        if (fault.hold === 'after') await met.released;
-        return answer;
+        await met.released;
+        return await (answer ?? carryOut());
       }
-      if (fault.die === 'after') await carryOut();
       this.kill();
       return await never();
     };

@@ -180,6 +180,17 @@ export class SimulatedVm {
     this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'stopped' });
   }
 
+  /** Off and on again: another domain id. */
+  restart(): void {
+    this.shutOff();
+    this.start();
+  }
+
+  /** A migration begins; it ends with shutOff() or moveAway(). */
+  migrate(): void {
+    this.migrating = true;
+  }
+
   pause(): void {
     if (!this.running) return;
     this.paused = true;
