@@ -28,6 +28,7 @@ export class SimulatedGuestAgent {
   readonly #waiters = new Set<{ holds: () => boolean; wake: () => void }>();
   #connected: boolean;
   #stopped = false;
+  #inHook = false;
   #guestRuns = true;
   /** libvirt leaves out guest-sync while the last command of the connection went well: a freeze then waits in the channel. */
   #lastWentWell = false;
@@ -50,6 +51,11 @@ export class SimulatedGuestAgent {
   /** Whether it works commands off: connected, not stopped, in a guest that runs. */
   get works(): boolean {
     return this.#connected && !this.#stopped && this.#guestRuns;
+  }
+
+  /** Resolves once a freeze waits in a hook that hangs. */
+  get hookBegan(): Promise<void> {
+    return this.#until(() => this.#inHook).promise;
   }
 
   connect(): void {
@@ -153,7 +159,11 @@ export class SimulatedGuestAgent {
   }
 
   async #runHook(isAlive: () => boolean): Promise<number> {
+    this.#inHook = true;
+    this.#notify();
     await this.#until(() => this.hook.does !== 'hang' || !isAlive()).promise;
+    this.#inHook = false;
+    if (!isAlive()) throw gone();
     return this.hook.does === 'fail' ? this.hook.status : 0;
   }
 

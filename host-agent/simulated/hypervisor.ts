@@ -542,9 +542,9 @@ function unreachable(): HostAgentError {
 async function orAborted<T>(answer: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return await answer;
   answer.catch(() => undefined);
+  signal.throwIfAborted();
   const ended = openEnd();
   signal.addEventListener('abort', ended.end, { once: true });
-  if (signal.aborted) ended.end();
   try {
     return await Promise.race([
       answer,
