@@ -157,7 +157,10 @@ export interface FreezeRoom {
     | { stale: StaleOperation }
     | { gaps: CoverageGap[]; expectedFileSystems: number; guestOs: string; windowLimitMs: number }
   >;
-  /** Keeps what Prepare pinned and made with the reservation, durably, before anything is frozen. Errors: NOT_PREPARED, JOURNAL_UNWRITABLE. */
+  /**
+   * Keeps what Prepare pinned and made with the reservation, durably, before anything is frozen; file systems and OS are those that reserve saw.
+   * Errors: NOT_PREPARED, WINDOW_CLOSED, JOURNAL_UNWRITABLE.
+   */
   keepPrepared(window: string, prepared: { pinned: Pinned; overlays: Overlay[] }): Promise<void>;
   /** What keepPrepared kept, for an open or closed window that is not released. */
   prepared(window: string): { pinned: Pinned; overlays: Overlay[] } | undefined;

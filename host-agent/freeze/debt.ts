@@ -30,7 +30,7 @@ export class ThawDebt {
   /** Resolves when the debt is settled. */
   readonly settled: Promise<Settlement>;
 
-  readonly #deps: DebtDependencies;
+  readonly #deps: DebtDependencies & AgentTimeout;
   #settle: (settlement: Settlement) => void = () => undefined;
   #state: FreezeState = 'freezing';
   #detail = '';
@@ -47,7 +47,7 @@ export class ThawDebt {
   #wake: (() => void) | undefined;
   #woken = false;
 
-  constructor(deps: DebtDependencies, lease: Owed & { vm: string }) {
+  constructor(deps: DebtDependencies & AgentTimeout, lease: Owed & { vm: string }) {
     this.#deps = deps;
     this.vm = lease.vm;
     this.window = lease.window;
@@ -200,8 +200,8 @@ export class ThawDebt {
   #allowSlowThaw(): void {
     if (this.#slowThawAllowed) return;
     this.#slowThawAllowed = true;
-    const { hypervisor, settings, log } = this.#deps;
-    hypervisor.setAgentTimeout(this.vm, settings.thawTimeoutS).catch((error) => {
+    const { setAgentTimeout, settings, log } = this.#deps;
+    setAgentTimeout(settings.thawTimeoutS).catch((error) => {
       this.#slowThawAllowed = false;
       log.warn({ vm: this.vm, window: this.window, err: error }, "The guest agent timeout was not set to the thaw's.");
     });
@@ -287,6 +287,12 @@ export interface Owed {
   domainId: number | undefined;
   /** Whether the guest is known to have been frozen, by the journal or by its own word. */
   seenFrozen: boolean;
+}
+
+/** The domain's guest agent timeout, whose settings must not overtake one another. */
+export interface AgentTimeout {
+  /** Sets it, after what is still under way of that kind. */
+  setAgentTimeout(seconds: number | 'default'): Promise<void>;
 }
 
 export interface DebtDependencies {

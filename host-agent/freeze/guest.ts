@@ -14,7 +14,7 @@ export class Guest {
   readonly windows = new Map<string, Window>();
   readonly #debts = new Set<ThawDebt>();
   readonly #deps: GuestDependencies;
-  #agentTimeout: Promise<void> = Promise.resolve();
+  #agentTimeout: Promise<void> | undefined;
 
   constructor(deps: GuestDependencies, vm: string) {
     this.#deps = deps;
@@ -43,7 +43,7 @@ export class Guest {
 
   /** Takes a debt; it is dropped, also from the journal, when it is settled. */
   owe(lease: Owed): ThawDebt {
-    const debt = new ThawDebt(this.#deps, { vm: this.vm, ...lease });
+    const debt = new ThawDebt(this.windowDependencies, { vm: this.vm, ...lease });
     this.#debts.add(debt);
     void debt.settled.then((settlement) => {
       this.#debts.delete(debt);
@@ -62,18 +62,26 @@ export class Guest {
     });
   }
 
-  /** Sets the domain's guest agent timeout after the one that is under way, so that they cannot overtake one another. */
+  /** Sets the domain's guest agent timeout: at once, or after the one that is under way, so that they cannot overtake one another. */
   setAgentTimeout(seconds: number | 'default'): Promise<void> {
     const { hypervisor, settings } = this.#deps;
     const set = () => within(hypervisor.setAgentTimeout(this.vm, seconds), settings.callGuardMs);
-    const done = this.#agentTimeout.then(set);
-    this.#agentTimeout = done.catch(() => undefined);
+    const done = this.#agentTimeout === undefined ? set() : this.#agentTimeout.then(set);
+    const settled: Promise<void> = done.then(
+      () => this.#agentTimeoutSet(settled),
+      () => this.#agentTimeoutSet(settled),
+    );
+    this.#agentTimeout = settled;
     return done;
   }
 
+  #agentTimeoutSet(settled: Promise<void>): void {
+    if (this.#agentTimeout === settled) this.#agentTimeout = undefined;
+  }
+
   /** Resolves when no guest agent timeout is being set any more. */
-  settleAgentTimeout(): Promise<void> {
-    return this.#agentTimeout;
+  async settleAgentTimeout(): Promise<void> {
+    await this.#agentTimeout;
   }
 
   /** Refuses while an earlier freeze is not proven undone. Errors: MAYBE_FROZEN. */

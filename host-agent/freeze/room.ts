@@ -128,8 +128,11 @@ class Room implements FreezeRoom {
     // What reserve saw is what the cut and the freeze compare with, whoever pinned the rest.
     const pinned = { ...prepared.pinned, fileSystems: found.terms.fileSystems, osId: found.terms.guestOs };
     const kept = { pinned, overlays: prepared.overlays };
+    if (found.closed) throw closedForGood(window);
     await this.#journal.commit({ type: 'prepared', vm: found.vm, window, prepared: kept });
     found.prepared = kept;
+    // Closed meanwhile: kept all the same, so that undo finds it, but nobody may go on with it.
+    if (found.closed) throw closedForGood(window);
   }
 
   prepared(window: string): Prepared | undefined {

@@ -2,7 +2,7 @@ import { HostAgentError, isHostAgentError } from '../errors.js';
 import type { HypervisorEvent } from '../hypervisor.js';
 import type { CoverageGap, CutRecord, FreezeState, Hold, Verdict } from '../window.js';
 import { countGap, fileSystemsText, judgeCoverage } from './coverage.js';
-import type { DebtDependencies, Owed, Settlement, ThawDebt } from './debt.js';
+import type { AgentTimeout, DebtDependencies, Owed, Settlement, ThawDebt } from './debt.js';
 import type { JournalEntry, Prepared, WindowTerms } from './history.js';
 import type { Journal } from './journal.js';
 import { type Reading, readGuest } from './preflight.js';
@@ -11,12 +11,10 @@ import { type Evidence, judge, type Loss } from './verdict.js';
 import { within } from './within.js';
 
 /** What a window needs of its surroundings. */
-export interface WindowDependencies extends DebtDependencies {
+export interface WindowDependencies extends DebtDependencies, AgentTimeout {
   journal: Journal;
   /** Takes a debt for the guest: from now on a thaw is owed, whatever becomes of the window. */
   owe(lease: Owed): ThawDebt;
-  /** Sets the domain's guest agent timeout, after what is still under way of that kind. */
-  setAgentTimeout(seconds: number | 'default'): Promise<void>;
   /** Sets it to the configured value, without waiting. */
   restoreAgentTimeout(): void;
   /** Whether the host agent is stopping. */
@@ -120,46 +118,22 @@ export class Window {
     this.#refuseFreeze(request);
     this.#phase = 'freezing';
     for (const cut of request.cuts) this.#addCut(cut);
-
-    let debt: ThawDebt;
-    try {
-      this.#refuseUnwanted(request.caller);
-      const timeoutS = Math.ceil(request.freezeTimeoutMs / 1_000);
-      const boundAgent = () => this.#deps.setAgentTimeout(timeoutS);
-      const reading = await readGuest(this.#deps.hypervisor, this.vm, this.#deps.settings, boundAgent);
-      this.#refuseChanged(reading);
-      this.#refuseUnwanted(request.caller);
-      debt = await this.#takeLease(request.cuts, reading);
-      this.#debt = debt;
-    } catch (error) {
-      this.#deps.restoreAgentTimeout();
-      this.#neverFroze(error);
-      throw error;
-    }
+    const debt = await this.#takeLease(request);
 
     const { clock, hypervisor, settings } = this.#deps;
-    try {
-      // Between the lease and the freeze: nobody may have given up meanwhile.
-      this.#refuseUnwanted(request.caller);
-    } catch (error) {
-      debt.cancel();
-      this.#neverFroze(error);
-      throw error;
-    }
     const askedAt = clock.now();
     const call = hypervisor.freeze(this.vm);
     const answer = await within(call, request.freezeTimeoutMs + settings.callGuardMs).catch((error) => {
       throw this.#freezeFailed(debt, call, error);
     });
-    this.#begin(answer, debt);
-    try {
-      this.#refuseUnwanted(request.caller);
-    } catch (error) {
+
+    const frozen = this.#begin(answer, debt);
+    const unwanted = this.#unwanted(request.caller);
+    if (unwanted !== undefined) {
       this.#thaw(this.#thawedBy, this.#lost);
-      throw error;
+      throw unwanted;
     }
-    const frozen = { unixMs: this.#frozen?.unixMs ?? 0, callMs: answer.repliedAt - askedAt };
-    return { fileSystems: answer.fileSystems, gaps: this.#gaps, ...frozen };
+    return { ...frozen, callMs: answer.repliedAt - askedAt, gaps: this.#gaps };
   }
 
   /** Holds the window for one cut. Errors: WINDOW_CLOSED, NOT_PREPARED, CUT_UNKNOWN, CUT_ALREADY_HELD. */
@@ -241,8 +215,8 @@ export class Window {
     }
   }
 
-  /** Nothing freezes, and nothing stays frozen, for a caller who has gone or a window that was closed meanwhile. Errors: WINDOW_CLOSED, SHUTTING_DOWN. */
-  #refuseUnwanted(caller: AbortSignal): void {
+  /** Nothing freezes, and nothing stays frozen, for a caller who has gone or a window that was closed meanwhile: the error that says so. */
+  #unwanted(caller: AbortSignal): HostAgentError | undefined {
     if (caller.aborted) {
       const detail = 'The caller of the freeze was gone before it was answered.';
       this.#abandon('the caller of the freeze is gone', { reason: 'CALLER_GONE', detail });
@@ -250,9 +224,9 @@ export class Window {
     if (this.#deps.stopping()) {
       this.#abandon('the host agent stops', { reason: 'SHUTDOWN', detail: 'The host agent was stopped.' });
     }
-    if (this.#lost === undefined) return;
+    if (this.#lost === undefined) return undefined;
     const code = this.#lost.reason === 'SHUTDOWN' ? 'SHUTTING_DOWN' : 'WINDOW_CLOSED';
-    throw new HostAgentError(code, `Window ${this.id} is closed: ${this.#lost.detail}`);
+    return new HostAgentError(code, `Window ${this.id} is closed: ${this.#lost.detail}`);
   }
 
   #abandon(by: string, loss: Loss | undefined): void {
@@ -275,20 +249,40 @@ export class Window {
     throw new HostAgentError('VM_CHANGED', `${reading.vm.name} changed since it was prepared: ${differs}`);
   }
 
-  /** The lease is on disk before libvirt is asked: a host agent that dies now thaws in its next life. Errors: JOURNAL_UNWRITABLE. */
-  async #takeLease(cuts: string[], { vm, fileSystems }: Reading): Promise<ThawDebt> {
-    const coverage = judgeCoverage({
-      fileSystems,
-      setDisks: this.terms.setDisks,
-      unquiescedDisks: this.terms.unquiescedDisks,
-    });
-    this.#gaps = coverage.gaps;
-    const { domainId } = vm;
-    await this.#deps.journal.commit({ type: 'lease', vm: this.vm, window: this.id, cuts, domainId });
-    return this.#deps.owe({ window: this.id, domainId, seenFrozen: false });
+  /**
+   * Reads the guest once more and takes the lease: on disk before libvirt is asked, so that a host agent that dies now thaws in its next life.
+   * Any error closes the window.
+   */
+  async #takeLease({ cuts, freezeTimeoutMs, caller }: FreezeRequest): Promise<ThawDebt> {
+    const { hypervisor, settings, journal, setAgentTimeout, owe, restoreAgentTimeout } = this.#deps;
+    try {
+      this.#throwUnwanted(caller);
+      const boundAgent = () => setAgentTimeout(Math.ceil(freezeTimeoutMs / 1_000));
+      const reading = await readGuest(hypervisor, this.vm, settings, boundAgent);
+      this.#refuseChanged(reading);
+      const { setDisks, unquiescedDisks } = this.terms;
+      this.#gaps = judgeCoverage({ fileSystems: reading.fileSystems, setDisks, unquiescedDisks }).gaps;
+      this.#throwUnwanted(caller);
+      const { domainId } = reading.vm;
+      await journal.commit({ type: 'lease', vm: this.vm, window: this.id, cuts, domainId });
+      this.#debt = owe({ window: this.id, domainId, seenFrozen: false });
+      this.#throwUnwanted(caller);
+      return this.#debt;
+    } catch (error) {
+      this.#debt?.cancel();
+      restoreAgentTimeout();
+      const text = error instanceof Error ? error.message : String(error);
+      this.#finish(this.#lost ?? { reason: 'NEVER_FROZEN', detail: `The guest was not frozen: ${text}` }, undefined);
+      throw error;
+    }
   }
 
-  #begin(answer: { fileSystems: number; repliedAt: number }, debt: ThawDebt): void {
+  #throwUnwanted(caller: AbortSignal): void {
+    const unwanted = this.#unwanted(caller);
+    if (unwanted !== undefined) throw unwanted;
+  }
+
+  #begin(answer: { fileSystems: number; repliedAt: number }, debt: ThawDebt): { fileSystems: number; unixMs: number } {
     const { clock, settings } = this.#deps;
     const sinceMs = clock.now() - answer.repliedAt;
     this.#frozen = {
@@ -302,8 +296,9 @@ export class Window {
     this.#grace = setTimeout(() => this.#failUnheld(), settings.holdGraceMs - sinceMs);
     debt.frozen(answer.fileSystems);
     this.#gaps = [...this.#gaps, ...countGap(answer.fileSystems, this.terms.expectedFileSystems)];
-    const { fileSystems, unixMs: frozenUnixMs } = this.#frozen;
-    this.#note({ type: 'frozen', vm: this.vm, window: this.id, fileSystems, frozenUnixMs, gaps: this.#gaps });
+    const { fileSystems, unixMs } = this.#frozen;
+    this.#note({ type: 'frozen', vm: this.vm, window: this.id, fileSystems, frozenUnixMs: unixMs, gaps: this.#gaps });
+    return { fileSystems, unixMs };
   }
 
   /** Closes the window of a freeze that failed; where the guest may be frozen all the same, the debt stays and watches. */
@@ -316,11 +311,6 @@ export class Window {
       return new HostAgentError('FREEZE_TIMEOUT', `The freeze was not answered: ${text}`, { cause: error });
     }
     return error;
-  }
-
-  #neverFroze(error: unknown): void {
-    const text = error instanceof Error ? error.message : String(error);
-    this.#finish(this.#lost ?? { reason: 'NEVER_FROZEN', detail: `The guest was not frozen: ${text}` }, undefined);
   }
 
   #endHold(name: string, cut: Cut, outcome: Parameters<Hold['end']>[0]): { inTime: boolean; reason: string } {

@@ -1,6 +1,18 @@
-import { appendFile, mkdir, readdir, readFile, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  type FileHandle,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import {
   freezeRequest,
   frozen,
@@ -56,6 +68,39 @@ test('records carry a rising sequence number and both clocks', async () => {
     if (index > 0) expect(record.seq).toBeGreaterThan(records[index - 1].seq);
   }
 });
+
+test('the lease is fsynced before libvirt is asked, nothing is inside the window, and the verdict is before it is answered', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const happened = await recordSyncs(lab);
+  await room.freeze(freezeRequest());
+  const holds = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
+  for (const hold of holds) hold.end({ done: true });
+  await until(() => !lab.isFrozen(), 'thawed');
+  await room.thaw(web1, window1, 'asked by the engine');
+  happened.push('answered');
+
+  const [leased, asked, thawed] = [happened.indexOf('fsync'), happened.indexOf('freeze'), happened.indexOf('thaw')];
+  expect(leased).toBeGreaterThanOrEqual(0);
+  expect(leased).toBeLessThan(asked);
+  expect(happened.slice(asked, thawed)).not.toContain('fsync');
+  expect(happened.slice(thawed, happened.indexOf('answered'))).toContain('fsync');
+});
+
+/** fsyncs of any file, and the port's freeze and thaw, in their order. */
+async function recordSyncs(lab: Host): Promise<string[]> {
+  const happened: string[] = [];
+  lab.world.onCall(({ name, phase }) => {
+    if (phase === 'begins' && (name === 'freeze' || name === 'thaw')) happened.push(name);
+  });
+  const handle = await open(path(lab), 'r');
+  const prototype: FileHandle = Object.getPrototypeOf(handle);
+  await handle.close();
+  const sync = vi.spyOn(prototype, 'sync').mockImplementation(async () => void happened.push('fsync'));
+  onTestFinished(() => sync.mockRestore());
+  return happened;
+}
 
 test('a torn last line is dropped, and what is written next is not glued to it', async () => {
   const lab = await host();

@@ -257,6 +257,16 @@ test('undo closes a window whose Prepare is still under way', async () => {
   await expect(prepare(lab, room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
 });
 
+test('what Prepare made is not kept for a window that undo closed meanwhile', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await room.reserve(reserveRequest());
+  await room.closeForUndo(web1, window1);
+  const pinned = { domainId: 1, disks: [], fileSystems: undefined, osId: undefined };
+  await expect(room.keepPrepared(window1, { pinned, overlays: [] })).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(room.keepPrepared(window2, { pinned, overlays: [] })).rejects.toMatchObject({ code: 'NOT_PREPARED' });
+});
+
 test('undo thaws an open window and closes it', async () => {
   const lab = await host();
   const { room } = await frozen(lab);
