@@ -1,0 +1,603 @@
+import { randomUUID } from 'node:crypto';
+import {
+  PROGRESS_QUERY,
+  type Progress,
+  type SnapshotVmInput,
+  type SnapshotVmResult,
+  TASK_QUEUE,
+  type Undone,
+  workflowIdOf,
+} from '@stillpoint/workflows';
+import { Context } from '@temporalio/activity';
+import { WorkflowFailedError, type WorkflowHandle } from '@temporalio/client';
+import { ApplicationFailure, CancelledFailure } from '@temporalio/common';
+import { Worker } from '@temporalio/worker';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import {
+  type Call,
+  fails,
+  heldVerdict,
+  lostVerdict,
+  planOf,
+  type Script,
+  ScriptedActivities,
+  signalled,
+  untilToldToStop,
+} from './fixtures/scripted-activities.js';
+import { type TemporalWorld, temporalWorld } from './fixtures/temporal.js';
+
+let world: TemporalWorld;
+let worker: Worker;
+let running: Promise<void>;
+const scripted = new ScriptedActivities();
+
+beforeAll(async () => {
+  world = await temporalWorld();
+  worker = await Worker.create({
+    connection: world.connection,
+    namespace: 'default',
+    taskQueue: TASK_QUEUE,
+    workflowBundle: { codePath: world.bundlePath },
+    activities: scripted.activities(),
+    maxHeartbeatThrottleInterval: 100,
+    defaultHeartbeatThrottleInterval: 100,
+  });
+  running = worker.run();
+});
+
+afterAll(async () => {
+  worker.shutdown();
+  await running;
+  await world.close();
+});
+
+interface Run {
+  handle: WorkflowHandle;
+  calls: Call[];
+  names(): string[];
+  input: SnapshotVmInput;
+}
+
+async function start(script: Script = {}, asked: Partial<SnapshotVmInput> = {}): Promise<Run> {
+  const input = { vm: randomUUID(), snapshotId: randomUUID(), ...asked };
+  const workflowId = workflowIdOf(input.vm);
+  const calls = scripted.script(workflowId, script);
+  const handle = await world.client.workflow.start('snapshotVm', { taskQueue: TASK_QUEUE, workflowId, args: [input] });
+  return { handle, calls, names: () => calls.map((call) => call.name), input };
+}
+
+async function recorded(run: Run): Promise<SnapshotVmResult> {
+  const result = (await run.handle.result()) as SnapshotVmResult;
+  endsAsItMust(run);
+  return result;
+}
+
+async function failed(run: Run): Promise<ApplicationFailure> {
+  const cause = await causeOf(run);
+  if (!(cause instanceof ApplicationFailure)) throw new Error(`ended by ${String(cause)}`);
+  endsAsItMust(run);
+  return cause;
+}
+
+async function cancelled(run: Run): Promise<string[]> {
+  expect(await causeOf(run)).toBeInstanceOf(CancelledFailure);
+  expect((await run.handle.describe()).status.name).toBe('CANCELLED');
+  endsAsItMust(run);
+  return run.names();
+}
+
+async function causeOf(run: Run): Promise<unknown> {
+  const error = await run.handle.result().then(
+    (result) => {
+      throw new Error(`it was recorded: ${JSON.stringify(result)}`);
+    },
+    (thrown: unknown) => thrown,
+  );
+  return error instanceof WorkflowFailedError ? error.cause : error;
+}
+
+/** True of every run, however it ended. */
+function endsAsItMust({ names, calls }: Run): void {
+  const of = (name: string) => names().filter((called) => called === name).length;
+  if (of('prepare') > 0) expect(names().at(-1)).toBe('release');
+  else expect(names()).not.toContain('release');
+  expect(of('takeWindowSlot')).toBe(of('giveBackWindowSlot'));
+  const windows = (name: string) =>
+    new Set(calls.filter((call) => call.name === name).map((call) => call.request.window));
+  expect([...windows('freezeFileSystems')].filter((window) => !windows('thawFileSystems').has(window))).toEqual([]);
+  // Whatever was prepared is recorded or undone.
+  const settled = new Set([...windows('recordSnapshot'), ...windows('undoWindow')]);
+  expect([...windows('prepare')].filter((window) => !settled.has(window))).toEqual([]);
+}
+
+describe('snapshotVm', () => {
+  it('prepares, freezes, cuts, thaws, records and gives the VM back', async () => {
+    const run = await start();
+    const result = await recorded(run);
+    expect(run.names()).toEqual([
+      'acceptSnapshot',
+      'takeWindowSlot',
+      'prepare',
+      'freezeFileSystems',
+      'snapshotLocalDisks',
+      'thawFileSystems',
+      'giveBackWindowSlot',
+      'recordSnapshot',
+      'release',
+    ]);
+    expect(result).toMatchObject({ grade: 'filesystem', partial: true, window: { ms: 54 } });
+    expect(result.why).toContain('simulated');
+  });
+
+  it('writes nothing to the history between the freeze and the thaw but the steps themselves', async () => {
+    const run = await start();
+    await recorded(run);
+    const { events } = await run.handle.fetchHistory();
+    const scheduled = (events ?? []).map((event) => event.activityTaskScheduledEventAttributes?.activityType?.name);
+    const begin = scheduled.indexOf('freezeFileSystems');
+    const end = scheduled.indexOf('thawFileSystems');
+    const inside = (events ?? [])
+      .slice(begin, end + 1)
+      .filter((event) => !event.workflowTaskScheduledEventAttributes && !event.workflowTaskStartedEventAttributes)
+      .filter((event) => !event.workflowTaskCompletedEventAttributes && !event.activityTaskStartedEventAttributes)
+      .map(
+        (event) =>
+          event.activityTaskScheduledEventAttributes?.activityType?.name ??
+          (event.activityTaskCompletedEventAttributes ? 'answered' : `event ${event.eventType}`),
+      );
+    expect(inside).toEqual(['freezeFileSystems', 'answered', 'snapshotLocalDisks', 'answered', 'thawFileSystems']);
+  });
+
+  it('never freezes under skip, closes the window and records what one transaction is worth', async () => {
+    const run = await start(
+      { thawFileSystems: async ({ window }) => lostVerdict(window, 'NEVER_FROZEN') },
+      { quiesce: 'skip' },
+    );
+    expect(await recorded(run)).toMatchObject({ grade: 'crash', quiesce: 'skip' });
+    expect(run.names()).not.toContain('freezeFileSystems');
+    expect(run.calls.find((call) => call.name === 'snapshotLocalDisks')?.request.frozen).toBe(false);
+    expect(run.names().indexOf('thawFileSystems')).toBeGreaterThan(run.names().indexOf('snapshotLocalDisks'));
+  });
+
+  it('touches nothing when the request is refused', async () => {
+    const run = await start({
+      acceptSnapshot: async () => {
+        throw fails('VM_NOT_RUNNING', 'web-1 does not run on kvm-01.');
+      },
+    });
+    const failure = await failed(run);
+    expect(failure.type).toBe('VM_NOT_RUNNING');
+    expect(failure.message).toBe(
+      'No snapshot was begun: web-1 does not run on kvm-01. The guest was not touched. Advice for VM_NOT_RUNNING.',
+    );
+    expect(run.names()).toEqual(['acceptSnapshot']);
+  });
+
+  it('undoes what prepare may have made when prepare fails, and freezes nothing', async () => {
+    const run = await start({
+      prepare: async () => {
+        throw fails('NO_SPACE');
+      },
+    });
+    expect((await failed(run)).type).toBe('NO_SPACE');
+    expect(run.names().slice(2)).toEqual(['prepare', 'giveBackWindowSlot', 'undoWindow', 'closeSnapshot', 'release']);
+  });
+});
+
+describe('a freeze that fails', () => {
+  const noAgent: Script = {
+    freezeFileSystems: async () => {
+      throw fails('AGENT_NOT_CONNECTED', 'The guest agent of web-1 is not connected.');
+    },
+    thawFileSystems: async ({ window }) => ({
+      ...lostVerdict(window, 'FREEZE_FAILED'),
+      window: { id: window, ms: 0, frozenFileSystems: 0 },
+    }),
+  };
+
+  it('fails the run under required: thawed, undone, and saying what happened, how the guest is and what to do', async () => {
+    const run = await start(noAgent);
+    const failure = await failed(run);
+    expect(failure.type).toBe('AGENT_NOT_CONNECTED');
+    expect(failure.message).toBe(
+      'Snapshot nightly of web-1 failed: The guest agent of web-1 is not connected. The guest is not frozen. ' +
+        'Nothing is left of the snapshot. Advice for AGENT_NOT_CONNECTED.',
+    );
+    expect(run.names().slice(3)).toEqual([
+      'freezeFileSystems',
+      'thawFileSystems',
+      'giveBackWindowSlot',
+      'undoWindow',
+      'closeSnapshot',
+      'release',
+    ]);
+  });
+
+  it('goes on in an unfrozen window under best-effort, once the first is taken back', async () => {
+    const run = await start(noAgent, { quiesce: 'best-effort' });
+    const result = await recorded(run);
+    expect(result).toMatchObject({ grade: 'crash', quiesce: 'best-effort' });
+    expect(result.why).toContain('The guest agent of web-1 is not connected');
+    const prepared = run.calls.filter((call) => call.name === 'prepare').map((call) => call.request);
+    expect(prepared.map(({ window, quiesce }) => [window, quiesce])).toEqual([
+      [`${run.input.snapshotId}.1`, 'best-effort'],
+      [`${run.input.snapshotId}.2`, 'skip'],
+    ]);
+    expect(run.names().indexOf('undoWindow')).toBeLessThan(run.names().lastIndexOf('prepare'));
+  });
+
+  it('does not go on for a paused VM under best-effort: that allows only skip', async () => {
+    const run = await start(
+      {
+        ...noAgent,
+        freezeFileSystems: async () => {
+          throw fails('VM_PAUSED');
+        },
+      },
+      { quiesce: 'best-effort' },
+    );
+    expect((await failed(run)).type).toBe('VM_PAUSED');
+    expect(run.names().filter((name) => name === 'prepare')).toHaveLength(1);
+  });
+});
+
+describe('the verdict', () => {
+  it('records a held window though the answer of its cut was lost', async () => {
+    const run = await start({
+      // No heartbeat: Temporal gives the worker up after 3 s.
+      snapshotLocalDisks: () => new Promise(() => {}),
+    });
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
+    expect(run.names()).not.toContain('undoWindow');
+  });
+
+  it('fails the run under required when the freeze was lost though every cut was made', async () => {
+    const run = await start({ thawFileSystems: async ({ window }) => lostVerdict(window, 'LIMIT') });
+    const failure = await failed(run);
+    expect(failure.type).toBe('CONSISTENCY_LOST');
+    expect(failure.message).toContain('The guest is thawed; it was frozen for 54 ms. Nothing is left of the snapshot.');
+    expect(run.names()).not.toContain('recordSnapshot');
+    expect(run.calls.find((call) => call.name === 'undoWindow')?.request.isLast).toBe(true);
+  });
+
+  it('records a lost freeze under best-effort with the grade that is left, when every cut was made', async () => {
+    const run = await start(
+      { thawFileSystems: async ({ window }) => lostVerdict(window, 'LIMIT') },
+      { quiesce: 'best-effort' },
+    );
+    expect(await recorded(run)).toMatchObject({ grade: 'crash' });
+  });
+
+  it('undoes a lost freeze under best-effort when a cut is missing', async () => {
+    const run = await start(
+      {
+        snapshotLocalDisks: async () => {
+          throw fails('SNAPSHOT_FAILED');
+        },
+        thawFileSystems: async ({ window }) => lostVerdict(window, 'CUT_FAILED'),
+      },
+      { quiesce: 'best-effort' },
+    );
+    expect((await failed(run)).type).toBe('SNAPSHOT_FAILED');
+    expect(run.names()).not.toContain('recordSnapshot');
+  });
+
+  it('says why the window was closed, not that a late cut found it closed', async () => {
+    const run = await start({
+      snapshotLocalDisks: async () => {
+        throw fails('WINDOW_CLOSED');
+      },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'ADMINISTRATOR'),
+    });
+    const failure = await failed(run);
+    expect(failure.type).toBe('CONSISTENCY_LOST');
+    expect(failure.message).toContain('ADMINISTRATOR');
+  });
+
+  it('fails under required when the freeze held but did not cover a disk', async () => {
+    const gap = { target: 'vdb', mountpoint: '', reason: 'no file system reported', accepted: false };
+    const run = await start({ thawFileSystems: async ({ window }) => ({ ...heldVerdict(window), gaps: [gap] }) });
+    expect((await failed(run)).type).toBe('QUIESCE_INCOMPLETE');
+  });
+
+  it('undoes everything when a part that should be there is not', async () => {
+    const run = await start({ recordSnapshot: async () => ({ recorded: false, missing: 'vdb of web-1 was not cut' }) });
+    const failure = await failed(run);
+    expect(failure.type).toBe('CUT_MISSING');
+    expect(failure.message).toContain('vdb of web-1 was not cut');
+    expect(run.names().slice(-3)).toEqual(['undoWindow', 'closeSnapshot', 'release']);
+  });
+
+  it('leaves alone what somebody else decided over, and says so', async () => {
+    const refuse = async (): Promise<never> => {
+      throw fails('CATALOGUE_REFUSED', 'Somebody else has decided over the snapshot first.');
+    };
+    const run = await start({ recordSnapshot: refuse, undoWindow: refuse });
+    const failure = await failed(run);
+    expect(failure.type).toBe('CLEANUP_PENDING');
+    expect(failure.message).toContain('Somebody else has decided');
+  });
+});
+
+describe('a second window', () => {
+  it.each(['HOLD_BROKEN', 'HOST_AGENT_RESTARTED', 'CALLER_GONE', 'SHUTDOWN', 'NOT_HELD_IN_TIME'])(
+    'follows a window lost to %s, under the same slot and only when the first is gone',
+    async (reason) => {
+      const run = await start({
+        thawFileSystems: async ({ window }) =>
+          window.endsWith('.1') ? lostVerdict(window, reason) : heldVerdict(window),
+      });
+      expect(await recorded(run)).toMatchObject({ grade: 'filesystem', window: { id: `${run.input.snapshotId}.2` } });
+      expect(run.calls.find((call) => call.name === 'undoWindow')?.request).toMatchObject({
+        window: `${run.input.snapshotId}.1`,
+        isLast: false,
+      });
+      expect(run.names().filter((name) => name === 'takeWindowSlot')).toHaveLength(1);
+    },
+  );
+
+  it('follows a worker that died in the middle of a cut', async () => {
+    const run = await start({
+      snapshotLocalDisks: ({ window }) =>
+        window.endsWith('.1') ? new Promise(() => {}) : Promise.resolve({ parts: [], transactionMs: 1 }),
+      thawFileSystems: async ({ window }) =>
+        window.endsWith('.1') ? lostVerdict(window, 'THAWED_EARLY') : heldVerdict(window),
+    });
+    expect(await recorded(run)).toMatchObject({ window: { id: `${run.input.snapshotId}.2` } });
+  });
+
+  it('is never followed by a third', async () => {
+    const run = await start({ thawFileSystems: async ({ window }) => lostVerdict(window, 'HOLD_BROKEN') });
+    expect((await failed(run)).type).toBe('CONSISTENCY_LOST');
+    expect(run.names().filter((name) => name === 'prepare')).toHaveLength(2);
+  });
+
+  it('does not follow while anything of the first is left', async () => {
+    const undone: Undone = { complete: false, disks: [], pending: ['vda: the VM is shut off.'] };
+    const run = await start({
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'HOLD_BROKEN'),
+      undoWindow: async () => undone,
+    });
+    const failure = await failed(run);
+    expect(failure.type).toBe('CLEANUP_PENDING');
+    expect(failure.message).toContain('Not taken back yet: vda: the VM is shut off.');
+    expect(run.names().filter((name) => name === 'prepare')).toHaveLength(1);
+    expect(run.calls.find((call) => call.name === 'closeSnapshot')?.request).toMatchObject({
+      state: 'cleanup-pending',
+    });
+  });
+
+  it.each(['LIMIT', 'STATUS_NOT_FROZEN', 'ADMINISTRATOR', 'COUNT_MISMATCH'])(
+    'does not follow a window lost to %s: the next would be no better',
+    async (reason) => {
+      const run = await start({ thawFileSystems: async ({ window }) => lostVerdict(window, reason) });
+      await failed(run);
+      expect(run.names().filter((name) => name === 'prepare')).toHaveLength(1);
+    },
+  );
+
+  it('may still go unfrozen under best-effort, which is not counted as a try', async () => {
+    const run = await start(
+      {
+        freezeFileSystems: async ({ window }) => {
+          if (window.endsWith('.1')) throw fails('HOST_UNREACHABLE');
+          throw fails('AGENT_NOT_RESPONDING');
+        },
+        thawFileSystems: async ({ window }) => lostVerdict(window, 'NEVER_FROZEN'),
+      },
+      { quiesce: 'best-effort' },
+    );
+    expect(await recorded(run)).toMatchObject({ grade: 'crash', window: { id: `${run.input.snapshotId}.3` } });
+  });
+});
+
+describe('the thaw', () => {
+  it('is repeated until the host agent answers', async () => {
+    let asked = 0;
+    const run = await start({
+      thawFileSystems: async ({ window }) => {
+        asked += 1;
+        if (asked < 4)
+          throw ApplicationFailure.create({ type: 'STILL_FROZEN', message: 'frozen', nonRetryable: false });
+        return heldVerdict(window);
+      },
+    });
+    await recorded(run);
+    expect(asked).toBe(4);
+  });
+
+  it('does not wait for a cut that ignores the cancel, and the undo waits for both', async () => {
+    const thawed = signalled();
+    const begun = signalled();
+    const order: string[] = [];
+    const run = await start({
+      snapshotLocalDisks: async () => {
+        const beating = setInterval(() => Context.current().heartbeat(), 100);
+        begun.now();
+        // Only the thaw ends it: were the thaw to wait for the cut, nothing would ever end.
+        await thawed.promise;
+        clearInterval(beating);
+        order.push('cut settled');
+        return { parts: [], transactionMs: 1 };
+      },
+      thawFileSystems: async ({ window }) => {
+        order.push('thawed');
+        thawed.now();
+        return lostVerdict(window, 'THAWED_EARLY');
+      },
+      undoWindow: async () => {
+        order.push('undone');
+        return { complete: true, disks: [], pending: [] };
+      },
+    });
+    await begun.promise;
+    await run.handle.cancel();
+    await cancelled(run);
+    expect(order).toEqual(['thawed', 'cut settled', 'undone']);
+  });
+});
+
+describe('a cancel', () => {
+  it('while it waits for its turn leaves the queue; nothing was taken on the host', async () => {
+    const waiting = signalled();
+    const run = await start({
+      takeWindowSlot: async () => {
+        waiting.now();
+        await untilToldToStop();
+        throw new CancelledFailure('stopped');
+      },
+    });
+    await waiting.promise;
+    const progress = (await run.handle.query(PROGRESS_QUERY)) as Progress;
+    expect(progress).toMatchObject({ state: 'queued', snapshotId: run.input.snapshotId });
+    expect(progress.waiting).toContain('takes its turn');
+    await run.handle.cancel();
+    expect(await cancelled(run)).toEqual(['acceptSnapshot', 'takeWindowSlot', 'giveBackWindowSlot', 'closeSnapshot']);
+    expect(run.calls.at(-1)?.request).toMatchObject({ state: 'cancelled' });
+  });
+
+  const steps = ['prepare', 'freezeFileSystems', 'snapshotLocalDisks'] as const;
+  it.each(steps)('during %s ends thawed and clean', async (step) => {
+    const reached = signalled();
+    const run = await start({
+      [step]: async () => {
+        reached.now();
+        await untilToldToStop();
+        throw new CancelledFailure('stopped');
+      },
+      thawFileSystems: async ({ window }: { window: string }) => lostVerdict(window, 'THAWED_EARLY'),
+    } as Script);
+    await reached.promise;
+    await run.handle.cancel();
+    const names = await cancelled(run);
+    expect(names).not.toContain('recordSnapshot');
+    expect(names.slice(-3)).toEqual(['undoWindow', 'closeSnapshot', 'release']);
+    expect(names.includes('thawFileSystems')).toBe(step !== 'prepare');
+  });
+
+  it('during the thaw lets it end, and undoes though the freeze held', async () => {
+    const reached = signalled();
+    const goOn = signalled();
+    const run = await start({
+      thawFileSystems: async ({ window }) => {
+        reached.now();
+        await goOn.promise;
+        return heldVerdict(window);
+      },
+    });
+    await reached.promise;
+    await run.handle.cancel();
+    goOn.now();
+    const names = await cancelled(run);
+    expect(names.filter((name) => name === 'thawFileSystems')).toHaveLength(1);
+    expect(names).not.toContain('recordSnapshot');
+  });
+
+  it('during the record comes too late', async () => {
+    const reached = signalled();
+    const goOn = signalled();
+    const run = await start({
+      recordSnapshot: async ({ plan, record }) => {
+        reached.now();
+        await goOn.promise;
+        return {
+          recorded: true,
+          result: { ...plan, ...record, partial: true, disks: record.parts, quiesce: plan.quiesce },
+        };
+      },
+    });
+    await reached.promise;
+    await run.handle.cancel();
+    goOn.now();
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
+  });
+
+  it('during the undo does not stop it', async () => {
+    const reached = signalled();
+    const goOn = signalled();
+    const run = await start({
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'LIMIT'),
+      undoWindow: async () => {
+        reached.now();
+        await goOn.promise;
+        return { complete: true, disks: [], pending: [] };
+      },
+    });
+    await reached.promise;
+    await run.handle.cancel();
+    goOn.now();
+    expect((await failed(run)).type).toBe('CONSISTENCY_LOST');
+  });
+
+  it('that leaves something behind does not end as cancelled', async () => {
+    const reached = signalled();
+    const run = await start({
+      snapshotLocalDisks: async () => {
+        reached.now();
+        await untilToldToStop();
+        throw new CancelledFailure('stopped');
+      },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'THAWED_EARLY'),
+      undoWindow: async () => ({ complete: false, disks: [], pending: ['vda: libvirtd is down.'] }),
+    });
+    await reached.promise;
+    await run.handle.cancel();
+    const failure = await failed(run);
+    expect(failure.type).toBe('CLEANUP_PENDING');
+    expect(failure.message).toContain('was cancelled');
+  });
+});
+
+describe('the reader of the Temporal UI', () => {
+  it('finds all snapshots of a VM of one grade in one query', async () => {
+    const vmName = `web-${randomUUID()}`;
+    const run = await start({
+      acceptSnapshot: async (input) => ({ ...planOf(input), vm: { uuid: input.vm, name: vmName } }),
+    });
+    await recorded(run);
+    const query = `StillpointVm = '${vmName}' AND StillpointGrade = 'filesystem' AND StillpointHost = 'kvm-01' AND StillpointWindowMs > 50`;
+    await expect
+      .poll(
+        async () => {
+          const found: string[] = [];
+          for await (const { runId } of world.client.workflow.list({ query })) found.push(runId);
+          return found;
+        },
+        { timeout: 20_000 },
+      )
+      .toEqual([(await run.handle.describe()).runId]);
+  });
+
+  it('sees a summary on every step, and a table of disks and steps with the grade', async () => {
+    const run = await start();
+    await recorded(run);
+    const { events } = await run.handle.fetchHistory();
+    const scheduled = (events ?? []).filter((event) => event.activityTaskScheduledEventAttributes);
+    expect(scheduled).toHaveLength(9);
+    expect(scheduled.filter((event) => !event.userMetadata?.summary)).toEqual([]);
+    const metadata = (await run.handle.query('__temporal_workflow_metadata')) as { currentDetails: string };
+    expect(metadata.currentDetails).toContain('| vdc | left out: a network disk |');
+    expect(metadata.currentDetails).toMatch(/\| thaw file systems \| \d\d:\d\d:\d\d\.\d{3} \| \d+(\.\d)? ms \|/);
+    expect(metadata.currentDetails).toContain('**Grade: filesystem** (partial). 3 file systems stayed frozen');
+  });
+
+  it('reads progress while a step runs', async () => {
+    const reached = signalled();
+    const goOn = signalled();
+    const run = await start({
+      recordSnapshot: async () => {
+        reached.now();
+        await goOn.promise;
+        return { recorded: false, missing: 'a part' };
+      },
+    });
+    await reached.promise;
+    const progress = (await run.handle.query(PROGRESS_QUERY)) as Progress;
+    expect(progress.state).toBe('recording');
+    expect(progress.steps.at(-1)).toMatchObject({ name: 'record' });
+    expect(progress.steps.at(-1)?.ms).toBeUndefined();
+    expect(progress.steps.find((step) => step.name === 'freeze file systems')?.ms).toBeGreaterThanOrEqual(0);
+    goOn.now();
+    await failed(run);
+  });
+});
