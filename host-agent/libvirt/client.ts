@@ -195,6 +195,11 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
     return this.#quick.call(Procedures.domainGetState, { domain, flags: 0 }, options);
   }
 
+  /** Whether the domain has a definition that outlives its stop. */
+  isPersistent(domain: Domain, options?: CallOptions): Promise<boolean> {
+    return this.#quick.call(Procedures.domainIsPersistent, domain, options);
+  }
+
   /** The domain's XML; the live one of a running domain unless DomainXmlFlag.inactive is set. */
   getXml(domain: Domain, flags = 0, options?: CallOptions): Promise<string> {
     return this.#ordinary.call(Procedures.domainGetXmlDesc, { domain, flags }, options);

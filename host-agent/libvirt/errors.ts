@@ -132,12 +132,13 @@ export function isAgentUnresponsive(error: unknown): error is LibvirtError {
   );
 }
 
-/** True when libvirtd does not know the procedure or the driver does not implement it. */
-export function isNoSupport(error: unknown): error is LibvirtError {
-  return hasNumber(error, ErrorNumber.noSupport) || hasNumber(error, ErrorNumber.operationUnsupported);
-}
-
-/** True when another job held the domain's lock for too long (libvirt waits 30 s for it). */
+/**
+ * True when another job held the domain's lock for too long (libvirt waits 30 s for it), so that nothing was begun. The number is that of
+ * every timeout of libvirt; the lock's comes from no driver in particular, or has this text.
+ */
 export function isJobLockTimeout(error: unknown): error is LibvirtError {
-  return hasNumber(error, ErrorNumber.operationTimeout);
+  return (
+    hasNumber(error, ErrorNumber.operationTimeout) &&
+    (error.domain === ErrorDomain.none || error.message.includes('cannot acquire state change lock'))
+  );
 }

@@ -214,6 +214,7 @@ export const Procedures = {
   domainResume: ofDomain(28, 'DOMAIN_RESUME', nothing),
   domainSuspend: ofDomain(34, 'DOMAIN_SUSPEND', nothing),
   authList: remote<void, number[]>(66, 'AUTH_LIST', nothing, (r) => r.array(AUTH_TYPE_LIST_MAX, (item) => item.int())),
+  domainIsPersistent: ofDomain(151, 'DOMAIN_IS_PERSISTENT', (r) => r.int() !== 0),
   connectGetLibVersion: remote<void, bigint>(157, 'CONNECT_GET_LIB_VERSION', nothing, (r) => r.uhyper()),
   domainHasManagedSaveImage: ofDomainWithFlags(183, 'DOMAIN_HAS_MANAGED_SAVE_IMAGE', (r) => r.int() !== 0),
   domainSnapshotCreateXml: remote<{ domain: Domain; xml: string; flags: number }, { name: string }>(

@@ -7,7 +7,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DomainState, DomainXmlFlag, LibvirtClient } from '@stillpoint/host-agent/libvirt/client.js';
-import { isNoDomain, isNoSupport } from '@stillpoint/host-agent/libvirt/errors.js';
+import { ErrorNumber, isNoDomain } from '@stillpoint/host-agent/libvirt/errors.js';
 import { Program } from '@stillpoint/host-agent/libvirt/procedures.js';
 import { connectSocket, encodeMessage } from '@stillpoint/host-agent/libvirt/rpc.js';
 import { Libvirtd } from '@stillpoint/lab/libvirtd.js';
@@ -22,7 +22,7 @@ let client: LibvirtClient;
 beforeAll(async () => {
   await ensurePackages(VM_REQUIREMENTS, () => {});
   folder = await mkdtemp(join(tmpdir(), 'sp-libvirt-'));
-  libvirtd = new Libvirtd(folder, 'root', new ProcessTable(join(folder, 'processes.json')));
+  libvirtd = new Libvirtd(folder, 'root', 'tcg', new ProcessTable(join(folder, 'processes.json')));
   await libvirtd.start();
 });
 
@@ -66,7 +66,7 @@ describe('A real libvirtd', () => {
   it('says by number what its driver cannot do', async () => {
     const domain = await client.lookupByName('test');
     const error = await client.getBlockJobInfo(domain, 'vda').catch((failure: unknown) => failure);
-    expect(isNoSupport(error)).toBe(true);
+    expect(error).toMatchObject({ number: ErrorNumber.noSupport });
   });
 
   it('does not know the qemu program’s calls for another driver, and the connection survives that', async () => {

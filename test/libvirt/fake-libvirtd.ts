@@ -203,8 +203,8 @@ export function writeError(writer: XdrWriter, fields: Partial<LibvirtErrorFields
 
 export const web1 = { name: 'web-1', uuid: '6a0d5f5e-3c3f-4a43-9f0f-0c1d2e3f4a5b', id: 7 };
 
-export function writeDomain(writer: XdrWriter, domain: { name: string; uuid: string; id: number } = web1): void {
-  writer
+export function writeDomain(writer: XdrWriter, domain: { name: string; uuid: string; id: number } = web1): XdrWriter {
+  return writer
     .string(domain.name)
     .opaque(Buffer.from(domain.uuid.replaceAll('-', ''), 'hex'))
     .int(domain.id);

@@ -1,0 +1,189 @@
+/**
+ * What the host agent reads of libvirt's domain XML (libvirt's docs/formatdomain), and the few documents that it writes.
+ *
+ * Every function throws XmlError for XML that libvirt does not write.
+ */
+import type { ChainImage, Disk, GuestOs, OverlayFile, Vm } from '../hypervisor.js';
+import { encode, parseXml, XmlElement, XmlError } from './xml.js';
+
+/** The channel's name is fixed: libvirt looks for the guest agent there and nowhere else. */
+const AGENT_CHANNEL = 'org.qemu.guest_agent.0';
+
+export interface DomainDefinition {
+  uuid: string;
+  name: string;
+  /** True for the definition of a running domain. */
+  live: boolean;
+  guestAgent: Vm['guestAgent'];
+  /** What the definition's libosinfo metadata says. */
+  os: GuestOs | undefined;
+  disks: Disk[];
+}
+
+/** Reads a domain's XML, live or inactive. */
+export function readDomainXml(xml: string): DomainDefinition {
+  const domain = domainOf(xml);
+  return {
+    uuid: textOf(domain, 'uuid'),
+    name: textOf(domain, 'name'),
+    live: domain.attribute('id') !== undefined,
+    guestAgent: guestAgentOf(domain),
+    os: osOf(domain),
+    disks: disksOf(domain).map(readDisk),
+  };
+}
+
+/**
+ * The XML of one transaction that switches each named disk to its overlay. Every other disk is named with snapshot='no': one that is not
+ * named would be snapshotted too, to a file that libvirt names itself.
+ */
+export function snapshotXml(overlays: readonly OverlayFile[], others: readonly string[]): string {
+  const disks = [
+    ...overlays.map(
+      ({ target, path }) =>
+        `<disk name="${encode(target)}" snapshot="external" type="file"><driver type="qcow2"/><source file="${encode(path)}"/></disk>`,
+    ),
+    ...others.map((target) => `<disk name="${encode(target)}" snapshot="no"/>`),
+  ];
+  return `<domainsnapshot><disks>${disks.join('')}</disks></domainsnapshot>`;
+}
+
+/**
+ * An inactive domain's XML with another image for one disk. The backing chain is left out: libvirt finds it in the image when the domain
+ * starts.
+ */
+export function withImage(xml: string, target: string, image: ChainImage): string {
+  const domain = domainOf(xml);
+  const disk = disksOf(domain).find((element) => targetOf(element) === target);
+  if (disk === undefined) throw new XmlError(`a domain without the disk ${target}`);
+  disk.setAttribute('type', image.kind);
+  disk.removeChildren('backingStore');
+  childOf(disk, 'driver').setAttribute('type', image.format);
+  const source = childOf(disk, 'source');
+  for (const name of ['file', 'dev', 'index']) source.removeAttribute(name);
+  source.setAttribute(image.kind === 'file' ? 'file' : 'dev', image.path);
+  return domain.toString();
+}
+
+function domainOf(xml: string): XmlElement {
+  const root = parseXml(xml);
+  if (root.name !== 'domain') throw new XmlError(`<${root.name}> instead of <domain>`);
+  return root;
+}
+
+function disksOf(domain: XmlElement): XmlElement[] {
+  const disks = domain.child('devices')?.children('disk') ?? [];
+  const targets = new Set(disks.map(targetOf));
+  if (targets.size !== disks.length) throw new XmlError('a domain with two disks of one target');
+  return disks;
+}
+
+function targetOf(disk: XmlElement): string {
+  const target = disk.child('target')?.attribute('dev');
+  if (target === undefined || target === '') throw new XmlError('a disk without a target');
+  return target;
+}
+
+function readDisk(disk: XmlElement): Disk {
+  const source = disk.child('source');
+  const kind = kindOf(disk.attribute('type'), source);
+  const path = pathOf(kind, source);
+  const format = disk.child('driver')?.attribute('type') ?? 'raw'; // libvirt's own default, since probing follows the guest's choice
+  const serial = disk.child('serial')?.text;
+  return {
+    target: targetOf(disk),
+    device: deviceOf(disk.attribute('device')),
+    kind,
+    path,
+    image: imageOf(kind, source),
+    format,
+    serial: serial === '' ? undefined : serial,
+    readOnly: disk.child('readonly') !== undefined,
+    shareable: disk.child('shareable') !== undefined,
+    transient: disk.child('transient') !== undefined,
+    // A mirror is a copy or an active commit; other jobs are not in the XML.
+    blockJob: disk.child('mirror') !== undefined,
+    chain:
+      path !== undefined && (kind === 'file' || kind === 'block')
+        ? [{ path, format, kind }, ...backingChain(disk)]
+        : [],
+  };
+}
+
+/** The images below, as far down as they are files and block devices. */
+function backingChain(disk: XmlElement): ChainImage[] {
+  const chain: ChainImage[] = [];
+  for (let at = disk.child('backingStore'); at !== undefined; at = at.child('backingStore')) {
+    const kind = kindOf(at.attribute('type'), at.child('source'));
+    const path = pathOf(kind, at.child('source'));
+    if (path === undefined || (kind !== 'file' && kind !== 'block')) break;
+    chain.push({ path, format: at.child('format')?.attribute('type') ?? 'raw', kind });
+  }
+  return chain;
+}
+
+function kindOf(type: string | undefined, source: XmlElement | undefined): Disk['kind'] {
+  if (type === 'file' || type === 'block') return type;
+  if (type === 'network') return source?.attribute('protocol') === 'rbd' ? 'rbd' : 'network';
+  return 'other';
+}
+
+function deviceOf(device: string | undefined): Disk['device'] {
+  switch (device) {
+    case undefined:
+    case 'disk':
+      return 'disk';
+    case 'cdrom':
+    case 'floppy':
+    case 'lun':
+      return device;
+    default:
+      return 'other';
+  }
+}
+
+function pathOf(kind: Disk['kind'], source: XmlElement | undefined): string | undefined {
+  const path = kind === 'file' ? source?.attribute('file') : kind === 'block' ? source?.attribute('dev') : undefined;
+  return path === '' ? undefined : path;
+}
+
+function imageOf(kind: Disk['kind'], source: XmlElement | undefined): string | undefined {
+  if (kind !== 'rbd' && kind !== 'network') return undefined;
+  const name = source?.attribute('name') ?? '';
+  if (kind === 'rbd') return name === '' ? undefined : name;
+  return `${source?.attribute('protocol') ?? ''}:${name}`;
+}
+
+function guestAgentOf(domain: XmlElement): Vm['guestAgent'] {
+  for (const channel of domain.child('devices')?.children('channel') ?? []) {
+    const target = channel.child('target');
+    if (target?.attribute('name') !== AGENT_CHANNEL) continue;
+    const state = target.attribute('state');
+    return state === 'connected' || state === 'disconnected' ? state : 'unknown';
+  }
+  return 'not-configured';
+}
+
+/** Metadata as libosinfo's tools write it: `<os id="http://debian.org/debian/12"/>`. The prefix is part of the name: all known tools write this one. */
+function osOf(domain: XmlElement): GuestOs | undefined {
+  const libosinfo = domain.child('metadata')?.child('libosinfo:libosinfo');
+  const id = libosinfo?.child('libosinfo:os')?.attribute('id');
+  const [, host, family] = /^https?:\/\/([^/]+)\/([^/]+)/.exec(id ?? '') ?? [];
+  if (host === undefined || family === undefined) return undefined;
+  // The guest agent's word for Windows.
+  return host === 'microsoft.com' ? { id: 'mswindows', isWindows: true } : { id: family, isWindows: false };
+}
+
+function textOf(domain: XmlElement, name: string): string {
+  const text = domain.child(name)?.text ?? '';
+  if (text === '') throw new XmlError(`a domain without <${name}>`);
+  return text;
+}
+
+function childOf(parent: XmlElement, name: string): XmlElement {
+  const child = parent.child(name);
+  if (child !== undefined) return child;
+  const added = new XmlElement(name);
+  parent.append(added);
+  return added;
+}
