@@ -66,6 +66,12 @@ export async function connectClient(settings: TemporalSettings, connectTimeoutMs
   return { client: new Client({ connection, namespace: settings.namespace }), connection };
 }
 
+/** A client that connects with its first call: the engine's API answers also while Temporal is away. Call `requireNamespace` when it is back. */
+export function lazyClient(settings: TemporalSettings): ConnectedClient {
+  const connection = Connection.lazy({ ...settings.connection });
+  return { client: new Client({ connection, namespace: settings.namespace }), connection };
+}
+
 /**
  * Connects what a Worker needs. Install the runtime first (`runtime.ts`): the first connection fixes it.
  *
@@ -88,7 +94,12 @@ async function reach<T>(settings: TemporalSettings, connect: () => Promise<T>): 
   }
 }
 
-async function requireNamespace(connection: Connection, namespace: string): Promise<void> {
+/**
+ * Sees that the namespace exists.
+ *
+ * @throws TemporalError TEMPORAL_NAMESPACE_NOT_FOUND
+ */
+export async function requireNamespace(connection: Connection, namespace: string): Promise<void> {
   try {
     await connection.workflowService.describeNamespace({ namespace });
   } catch (error) {
