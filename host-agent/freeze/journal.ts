@@ -40,6 +40,7 @@ export class Journal {
   #records = 0;
   #queue: Queued[] = [];
   #writing: Promise<void> | undefined;
+  #closed = false;
 
   private constructor(options: JournalOptions, found: FoundJournal) {
     this.#folder = options.folder;
@@ -82,9 +83,14 @@ export class Journal {
     return new Promise((resolve, reject) => this.#enqueue({ entries, done: { resolve, reject } }));
   }
 
-  /** Writes what is queued and closes the file. */
+  /** Writes what is queued and closes the file. What is still written afterwards opens it for itself. */
   async close(): Promise<void> {
+    this.#closed = true;
     while (this.#writing !== undefined) await this.#writing;
+    await this.#closeFile();
+  }
+
+  async #closeFile(): Promise<void> {
     const file = this.#file;
     this.#file = undefined;
     await file?.handle.close().catch(() => undefined);
@@ -92,37 +98,42 @@ export class Journal {
 
   #enqueue(queued: Queued): void {
     this.#queue.push(queued);
-    this.#writing ??= this.#write().finally(() => {
-      this.#writing = undefined;
-    });
+    this.#writing ??= this.#write();
   }
 
   async #write(): Promise<void> {
     // Once around the event loop: what the same turn still appends is written, and fsynced, together.
     await Promise.resolve();
-    while (this.#queue.length > 0) {
-      const batch = this.#queue;
-      this.#queue = [];
-      const entries = batch.flatMap((queued) => queued.entries);
-      const durable = batch.some((queued) => queued.done !== undefined);
-      try {
-        await this.#append(entries, durable);
-      } catch (error) {
-        const reason = error instanceof Error ? error.message : String(error);
-        this.#log.error({ err: error, path: this.#path }, 'The journal cannot be written.');
-        for (const { done } of batch) {
-          done?.reject(
-            new HostAgentError('JOURNAL_UNWRITABLE', `${this.#path} cannot be written: ${reason}`, { cause: error }),
-          );
-        }
-        continue;
-      }
-      for (const entry of entries) this.history.apply(entry, this.#clock.unixMs());
-      for (const { done } of batch) done?.resolve();
-      if (this.#records > this.#settings.compactAfterRecords) {
+    do {
+      while (this.#queue.length > 0) await this.#writeBatch(this.#queue.splice(0));
+      if (this.#rewriteIsDue) {
         await this.#rewrite().catch((error) => this.#log.warn({ err: error }, 'The journal could not be rewritten.'));
       }
+      if (this.#closed) await this.#closeFile();
+    } while (this.#queue.length > 0);
+    // In the same turn as the last look into the queue, or a record that comes in between would wait for the next.
+    this.#writing = undefined;
+  }
+
+  async #writeBatch(batch: Queued[]): Promise<void> {
+    const entries = batch.flatMap((queued) => queued.entries);
+    const durable = batch.some((queued) => queued.done !== undefined);
+    try {
+      await this.#append(entries, durable);
+    } catch (error) {
+      this.#log.error({ err: error, path: this.#path }, 'The journal cannot be written.');
+      const text = `${this.#path} cannot be written: ${messageOf(error)}`;
+      for (const { done } of batch) done?.reject(new HostAgentError('JOURNAL_UNWRITABLE', text, { cause: error }));
+      return;
     }
+    for (const entry of entries) this.history.apply(entry, this.#clock.unixMs());
+    for (const { done } of batch) done?.resolve();
+  }
+
+  /** Not while a guest is frozen, if that can be: rewriting is an fsync, and none belongs into a window. */
+  get #rewriteIsDue(): boolean {
+    const patience = this.history.owed.size === 0 ? 1 : 10;
+    return this.#records > patience * this.#settings.compactAfterRecords;
   }
 
   async #append(entries: JournalEntry[], durable: boolean): Promise<void> {
@@ -133,8 +144,10 @@ export class Journal {
       if (durable) await file.handle.sync();
     } catch (error) {
       // A half-written record must not stand before a later whole one, nor may a record that was refused be found after a restart.
-      this.#file = undefined;
       await file.handle.truncate(file.size).catch(() => undefined);
+      // After an fsync that failed nobody knows what is on disk; only a file written anew does.
+      this.#mustRewrite = true;
+      this.#file = undefined;
       await file.handle.close().catch(() => undefined);
       throw error;
     }

@@ -140,7 +140,9 @@ export async function prepare(host: Host, room: FreezeRoom, changes: Partial<Res
   return answer;
 }
 
-export function freezeRequest(changes: Partial<Parameters<FreezeRoom['freeze']>[0]> = {}) {
+type FreezeRequest = Parameters<FreezeRoom['freeze']>[0];
+
+export function freezeRequest(changes: Partial<FreezeRequest> = {}): FreezeRequest {
   return {
     vm: web1,
     window: window1,

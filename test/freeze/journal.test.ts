@@ -295,12 +295,51 @@ test('a rewritten journal says the same as before, and forgets only old closed w
 });
 
 test('a journal rewritten while a thaw is owed still owes it', async () => {
-  const lab = await host({ settings: { compactAfterRecords: 2 } });
+  const lab = await host();
   const { room, session } = await lab.life();
   await frozen(lab, { room });
-  await until(() => lab.isFrozen(), 'frozen');
+  await unlink(path(lab));
   await room.closeForUndo(web1, window2);
   session.kill();
   expect(await verdictOf(await lab.room())).toMatchObject({ lostReason: 'HOST_AGENT_RESTARTED', frozenFileSystems: 2 });
   expect(lab.isFrozen()).toBe(false);
+});
+
+test('a thaw that is owed after its operation was released is owed in a rewritten journal too', async () => {
+  const lab = await host({ settings: { thawAnswerMs: 50 } });
+  const { room, session } = await lab.life();
+  await frozen(lab, { room });
+  lab.world.vm(web1).pause();
+  await room.releaseVm(web1, 'root');
+  await unlink(path(lab));
+  await room.closeForUndo(web1, window2);
+  session.kill();
+
+  const next = await lab.room();
+  await until(() => next.state(web1).freezeState === 'still-frozen', 'known to be frozen');
+  lab.world.vm(web1).resume();
+  await until(() => !lab.isFrozen(), 'thawed');
+});
+
+test('the journal is not rewritten while a guest is frozen', async () => {
+  const lab = await host({ settings: { compactAfterRecords: 2 } });
+  const { room } = await frozen(lab);
+  await room.closeForUndo(web1, window2);
+  expect((await lines(lab)).some((line) => line.includes('"type":"prepared"'))).toBe(true);
+  expect((await lines(lab)).length).toBeGreaterThan(5);
+  await room.release(web1, operation);
+  for (let attempt = 3; attempt <= 6; attempt++) await room.closeForUndo(web1, `${operation}.${attempt}`);
+  await until(() => room.installation() === 'lab', 'known');
+  expect((await lines(lab)).some((line) => line.includes('"type":"prepared"'))).toBe(false);
+});
+
+test('records that are appended from the answers of others are all written', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  let chain: Promise<unknown> = Promise.resolve();
+  for (let attempt = 1; attempt <= 20; attempt++) {
+    chain = chain.then(() => room.closeForUndo(web1, `${operation}.${attempt}`));
+  }
+  await chain;
+  expect(await lines(lab)).toHaveLength(20);
 });
