@@ -56,7 +56,8 @@ export interface Hypervisor {
   ): Promise<void>;
   /**
    * For a VM that is defined and shut off: makes the persistent definition of `target` use `to` instead of `from`. Refused while it runs or has a
-   * managed-save image. Errors: VM_CHANGED (it names another image, or it was started), VM_NOT_FOUND.
+   * managed-save image. The images below are no longer named there, for libvirt to find them in the headers: so with `to` the same as `from` it makes
+   * a definition forget a chain that was changed below. Errors: VM_CHANGED (it names another image, or it was started), VM_NOT_FOUND.
    */
   replaceImage(uuid: string, target: string, change: { from: string; to: string; toFormat: string }): Promise<void>;
 

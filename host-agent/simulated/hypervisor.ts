@@ -482,7 +482,12 @@ function switchToOverlays(vm: SimulatedVm, files: SimulatedFiles, overlays: read
   }
   for (const { target, path } of overlays) {
     const before = live.get(target)?.source;
-    if (vm.inactive?.get(target)?.source === before) vm.setSource('inactive', target, path, 'qcow2');
+    if (before !== undefined && vm.inactive?.get(target)?.source === before) {
+      const recorded = files
+        .chain(before)
+        .map((image) => ({ path: image.path, format: image.format, kind: image.kind }));
+      vm.setSource('inactive', target, path, 'qcow2', recorded);
+    }
     vm.setSource('live', target, path, 'qcow2');
   }
 }
@@ -512,16 +517,23 @@ function startMerge(vm: SimulatedVm, world: World, target: string, overlay: stri
       throw failure('MERGE_FAILED', `${vm.name} stopped during the block commit of ${target}.`);
     }
     files.commit(top);
+    const persistent = vm.inactive?.get(target);
     job.doneBytes = totalBytes;
     if (at === 0) {
       world.emit({ type: 'block-job', uuid: vm.uuid, target, what: 'ready' });
-      if (vm.inactive?.get(target)?.source === source) vm.setSource('inactive', target, base.path, base.format);
+      if (persistent?.source === source) {
+        const recorded = persistent.recorded?.filter((image) => image.path !== base.path);
+        vm.setSource('inactive', target, base.path, base.format, recorded);
+      }
       vm.setSource('live', target, base.path, base.format);
     } else {
       const above = chain[at - 1];
       if (above !== undefined) {
         above.backing = base.path;
         above.backingFormat = base.format;
+      }
+      if (persistent?.recorded !== undefined) {
+        persistent.recorded = persistent.recorded.filter((image) => image.path !== top.path);
       }
     }
     world.emit({ type: 'block-job', uuid: vm.uuid, target, what: 'completed' });

@@ -1,5 +1,5 @@
 import { HostAgentError } from '../errors.js';
-import type { Disk, GuestFileSystem, GuestOs, Vm } from '../hypervisor.js';
+import type { ChainImage, Disk, GuestFileSystem, GuestOs, Vm } from '../hypervisor.js';
 import type { SimulatedFiles } from './files.js';
 import { type FreezeHook, jobWaitS, SimulatedGuestAgent } from './guest-agent.js';
 import { JobLock } from './job-lock.js';
@@ -43,6 +43,8 @@ export interface SimulatedVmSettings {
 export interface DefinedDisk {
   source: string | undefined;
   format: string;
+  /** Images below it that the persistent definition names: libvirt takes them down at a snapshot, and the VM does not start without them. */
+  recorded?: ChainImage[];
 }
 
 type Definition = Map<string, DefinedDisk>;
@@ -161,6 +163,9 @@ export class SimulatedVm {
 
   start(): void {
     if (this.running || this.inactive === undefined) return;
+    for (const { recorded = [] } of this.inactive.values()) {
+      for (const { path } of recorded) this.#files.need(path);
+    }
     this.live = copy(this.inactive);
     this.domainId = ++SimulatedVm.#lastDomainId;
     this.hasManagedSave = false;
@@ -264,8 +269,14 @@ export class SimulatedVm {
   }
 
   /** Makes a definition name another image, as an administrator's `virsh edit` does. */
-  setSource(definition: 'live' | 'inactive', target: string, source: string, format: string): void {
-    this[definition]?.set(target, { source, format });
+  setSource(
+    definition: 'live' | 'inactive',
+    target: string,
+    source: string,
+    format: string,
+    recorded?: ChainImage[],
+  ): void {
+    this[definition]?.set(target, { source, format, ...(recorded === undefined ? {} : { recorded }) });
   }
 
   describe(): Vm {
@@ -301,7 +312,7 @@ export class SimulatedVm {
     );
   }
 
-  /** libvirt tells the whole chain of a running domain; of a definition that does not run only what it names. */
+  /** libvirt tells the whole chain of a running domain; of the persistent definition only what that names. */
   #describeDisks(definition: Definition, wholeChain: boolean): Disk[] {
     return this.#disks.map((disk): Disk => {
       const kind = disk.kind ?? 'file';
@@ -320,7 +331,7 @@ export class SimulatedVm {
         shareable: disk.shareable ?? false,
         transient: disk.transient ?? false,
         blockJob: this.running && this.blockJobs.has(disk.target),
-        chain: (wholeChain ? chain : chain.slice(0, 1)).map((image, i) => ({
+        chain: (wholeChain ? chain : [...chain.slice(0, 1), ...(defined?.recorded ?? [])]).map((image, i) => ({
           path: i === 0 ? (source ?? image.path) : image.path,
           format: image.format,
           kind: image.kind,

@@ -167,14 +167,14 @@ export class TakeBack {
     job.onProgress({ target: overlay.target, doneBytes: 0, totalBytes: 0 });
     await images.commitOffline(image.real);
     await this.#notes.committed(window, overlay.overlayPath);
-    if (above === undefined) {
-      await this.#hypervisor.replaceImage(vm, overlay.target, {
-        from: image.named,
-        to: below.named,
-        toFormat: below.format,
-      });
-    } else {
+    const active = found.chain.images[0];
+    if (above !== undefined) {
       await images.rebase(above.real, { backing: below.real, backingFormat: below.format });
+    }
+    // Also below the active image: the definition may name the whole chain, and the VM would not start without this file.
+    const [from, to] = above === undefined ? [image, below] : [active, active];
+    if (from !== undefined && to !== undefined) {
+      await this.#hypervisor.replaceImage(vm, overlay.target, { from: from.named, to: to.named, toFormat: to.format });
     }
     return 'look again';
   }

@@ -156,7 +156,8 @@ export function hypervisorContract(name: string, setup: () => Promise<ContractHo
         for (const target of host.localDisks) {
           expect(fileSystems).toContainEqual(expect.objectContaining({ targets: [target], type: 'ext4' }));
         }
-        expect(await port.guestOs(uuid, 5)).toMatchObject({ isWindows: false });
+        // A guest need not say what it is.
+        expect((await port.guestOs(uuid, 5))?.isWindows ?? false).toBe(false);
       });
 
       it('pausing and resuming', async () => {
@@ -464,18 +465,18 @@ export function hypervisorContract(name: string, setup: () => Promise<ContractHo
 
     describe('when things are missing', () => {
       it('an unknown VM is VM_NOT_FOUND', async () => {
-        const calls: Promise<unknown>[] = [
-          port.getVm(nobody),
-          port.getVmBehindJob(nobody),
-          port.setAgentTimeout(nobody, 5),
-          port.freezeStatus(nobody, 1),
-          port.guestFileSystems(nobody),
-          port.freeze(nobody),
-          port.thaw(nobody),
-          port.snapshotDisks(nobody, [{ target: 'vda', path: '/x' }]),
-          port.mergeOverlay(nobody, 'vda', '/x'),
+        const calls: (() => Promise<unknown>)[] = [
+          () => port.getVm(nobody),
+          () => port.getVmBehindJob(nobody),
+          () => port.setAgentTimeout(nobody, 5),
+          () => port.freezeStatus(nobody, 1),
+          () => port.guestFileSystems(nobody),
+          () => port.freeze(nobody),
+          () => port.thaw(nobody),
+          () => port.snapshotDisks(nobody, [{ target: 'vda', path: '/x' }]),
+          () => port.mergeOverlay(nobody, 'vda', '/x'),
         ];
-        for (const call of calls) await rejects(call, 'VM_NOT_FOUND');
+        for (const call of calls) await rejects(call(), 'VM_NOT_FOUND');
       });
 
       it('without libvirt every call is LIBVIRT_UNREACHABLE, and it comes back by itself', async () => {

@@ -126,7 +126,7 @@ describe('prepare', () => {
     expect(lab.overlays()).toHaveLength(2);
   });
 
-  it.each([
+  it.each<[string, (lab: Lab) => void]>([
     ['VM_NOT_FOUND', (lab: Lab) => lab.vm.moveAway()],
     ['VM_NOT_RUNNING', (lab: Lab) => lab.vm.shutOff()],
     ['BLOCK_JOB_ACTIVE', (lab: Lab) => void lab.vm.startForeignBlockJob('vdb')],
@@ -136,7 +136,7 @@ describe('prepare', () => {
     ['DISK_NOT_SNAPSHOTTABLE', (lab: Lab) => lab.vm.setSource('live', 'vda', '/images/a,b.qcow2', 'qcow2')],
     ['DISK_NOT_SNAPSHOTTABLE', (lab: Lab) => lab.vm.setSource('live', 'vda', '/images/a\n.qcow2', 'qcow2')],
     ['DISK_NOT_SNAPSHOTTABLE', (lab: Lab) => lab.vm.setSource('live', 'vda', '/images/web-1.vmdk', 'vmdk')],
-  ] as const)('refuses with %s and makes nothing (%#)', async (code, change) => {
+  ])('refuses with %s and makes nothing (%#)', async (code, change) => {
     const lab = new Lab();
     for (const path of ['/elsewhere/web-1.qcow2', '/etc/shadow', '/images/a,b.qcow2', '/images/a\n.qcow2']) {
       lab.simulated.files.add({ path });
