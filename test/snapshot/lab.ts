@@ -17,12 +17,13 @@ export const window3 = '00000000-0000-4000-8000-00000000000c.1';
 export class Lab {
   readonly simulated: SimulatedHypervisor;
   readonly vm: SimulatedVm;
-  readonly #folder: string;
+  /** Where the rooms keep their notes. */
+  readonly notesFolder: string;
   readonly #options: Partial<SnapshotRoomOptions>;
 
   constructor(settings: { vm?: Partial<SimulatedVmSettings>; room?: Partial<SnapshotRoomOptions> } = {}) {
-    this.#folder = mkdtempSync(join(tmpdir(), 'stillpoint-snapshot-'));
-    onTestFinished(() => rmSync(this.#folder, { recursive: true, force: true }));
+    this.notesFolder = mkdtempSync(join(tmpdir(), 'stillpoint-snapshot-'));
+    onTestFinished(() => rmSync(this.notesFolder, { recursive: true, force: true }));
     this.#options = settings.room ?? {};
     this.simulated = createSimulatedHypervisor({
       vms: [
@@ -48,7 +49,7 @@ export class Lab {
     const session = this.simulated.session();
     const room = await createSnapshotRoom({
       hypervisor: session,
-      folder: this.#folder,
+      folder: this.notesFolder,
       locations: ['/images'],
       log: pino({ level: 'silent' }),
       ...this.#options,

@@ -97,6 +97,15 @@ describe('prepare', () => {
     expect(lab.overlays()).toEqual([foreign.path]);
   });
 
+  it("does not adopt a file that took an overlay's name since an earlier life prepared it", async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const { overlays } = await life.prepare();
+    life.kill();
+    lab.simulated.files.need(overlays[1]?.overlayPath ?? '').numbers.add(7);
+    expect(await codeOf((await lab.life()).prepare())).toBe('OVERLAY_EXISTS');
+  });
+
   it('leaves nothing behind when space runs out, before or between the files', async () => {
     const lab = new Lab({ room: { settings: { headroomBytes: 1_000_000 } } });
     const life = await lab.life();
@@ -138,8 +147,10 @@ describe('prepare', () => {
     ['DISK_NOT_SNAPSHOTTABLE', (lab: Lab) => lab.vm.setSource('live', 'vda', '/images/web-1.vmdk', 'vmdk')],
   ])('refuses with %s and makes nothing (%#)', async (code, change) => {
     const lab = new Lab();
-    for (const path of ['/elsewhere/web-1.qcow2', '/etc/shadow', '/images/a,b.qcow2', '/images/a\n.qcow2']) {
-      lab.simulated.files.add({ path });
+    for (const path of ['/elsewhere/web-1.qcow2', '/etc/shadow']) lab.simulated.files.add({ path });
+    // Even where what they lead to is harmless.
+    for (const path of ['/images/a,b.qcow2', '/images/a\n.qcow2', '/images/../etc/shadow']) {
+      lab.simulated.files.link(path, '/images/web-1.qcow2');
     }
     change(lab);
     expect(await codeOf((await lab.life()).prepare())).toBe(code);

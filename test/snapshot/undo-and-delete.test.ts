@@ -1,3 +1,5 @@
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Overlay } from '@stillpoint/host-agent/window.js';
 import { describe, expect, it } from 'vitest';
 import { Lab, outcomes, window1, window2, window3 } from './lab.js';
@@ -51,6 +53,27 @@ describe('undo', () => {
     const overlays = await life.prepareAndCut();
     await life.undo(window1, overlays);
     expect(outcomes(await life.undo(window1, overlays))).toEqual(['not-found', 'not-found']);
+  });
+
+  it('waits for a cut of the same VM that is under way', async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const prepared = await life.prepare();
+    const held = lab.simulated.inject('snapshotDisks', { hold: 'before' });
+    const order: string[] = [];
+    lab.simulated.onCall(({ name, phase }) => {
+      if (name === 'snapshotDisks' || name === 'getVmBehindJob') order.push(`${name} ${phase}`);
+    });
+    const cut = life.cut(prepared);
+    await held.hit;
+    const undo = life.undo(window1, prepared.overlays);
+    // Long enough for an undo that does not wait to have begun: it reads a file first.
+    for (let i = 0; i < 50; i++) await life.room.leftOut(lab.vm.describe());
+    await new Promise((resolve) => setImmediate(resolve));
+    held.release();
+    await cut;
+    expect(outcomes(await undo)).toEqual(['committed', 'committed']);
+    expect(order.slice(0, 3)).toEqual(['snapshotDisks begins', 'snapshotDisks answered', 'getVmBehindJob begins']);
   });
 
   it('joins a run of the same window', async () => {
@@ -254,6 +277,28 @@ describe('undo', () => {
     lab.vm.start();
     expect(outcomes(await life.undo(window1, overlays))).toEqual(['pending NOT_SEEN_COMMITTED', 'committed']);
     expect(lab.overlays()).toEqual([overlays[0]?.overlayPath]);
+  });
+
+  it('after a reboot it is not known that libvirt was never asked: an overlay with data is kept', async () => {
+    const lab = new Lab();
+    const { overlays } = await (await lab.life()).prepare();
+    const notes = join(lab.notesFolder, `${window1}.jsonl`);
+    writeFileSync(notes, readFileSync(notes, 'utf8').replace(/"boot":"[^"]*"/, '"boot":"an earlier one"'));
+    lab.simulated.files.need(overlays[0]?.overlayPath ?? '').numbers.add(1);
+    expect(outcomes(await (await lab.life()).undo())).toEqual(['pending NOT_SEEN_COMMITTED', 'unused-deleted']);
+  });
+
+  it('a merge that had begun proves nothing once the VM was restarted on another image', async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const overlays = await life.prepareAndCut();
+    const death = lab.simulated.inject('mergeOverlay', { die: 'before' });
+    void life.undo(window1, overlays);
+    await death.hit;
+    lab.vm.shutOff();
+    lab.vm.setSource('inactive', 'vda', '/images/web-1.qcow2', 'qcow2');
+    lab.vm.start();
+    expect(outcomes(await (await lab.life()).undo())).toEqual(['pending NOT_SEEN_COMMITTED', 'committed']);
   });
 
   it('an empty overlay that somebody holds open, or that another VM uses, is kept', async () => {
