@@ -1,0 +1,223 @@
+import { z } from 'zod';
+
+import { quiescePolicy, snapshotId } from '../contract/snapshot-input.js';
+import { diskPart, gap, grade, leftOutDisk, windowFacts } from '../contract/snapshot-result.js';
+
+/** What the API takes and answers, beside the body of a snapshot, which is the contract's. */
+
+const time = z.string().describe('ISO 8601');
+
+const errorText = z.object({ code: z.string(), text: z.string() });
+
+// ---- hosts
+
+/** A host's name is what its certificate carries. */
+export const hostName = z
+  .string()
+  .max(253)
+  .regex(
+    /^(?=.{1,253}$)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*$/,
+    'must be a host name in lower case, like hv-1.example.org',
+  );
+
+export const hostAddress = z
+  .string()
+  .max(300)
+  .regex(
+    /^(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):[1-9]\d{0,4}$/,
+    'must be HOST:PORT, an IPv6 address in brackets',
+  )
+  .refine((address) => Number(address.slice(address.lastIndexOf(':') + 1)) <= 65_535, 'must have a port up to 65535');
+
+export const newHost = z.strictObject({
+  name: hostName.describe("As in the certificate of the host's agent"),
+  address: hostAddress.describe('Of the host agent, HOST:PORT (its usual port is 8701)'),
+});
+
+export const hostView = z
+  .object({
+    name: z.string(),
+    address: z.string(),
+    state: z.enum(['active', 'lost']),
+    addedAt: time,
+    reachable: z.boolean(),
+    error: errorText.nullable().describe('Why it does not answer'),
+    version: z.string().nullable(),
+    hypervisor: z.string().nullable().describe('libvirt or simulated'),
+    canQuiesce: z.boolean().nullable(),
+    warnings: z.array(z.string()),
+  })
+  .meta({ id: 'Host' });
+export type HostView = z.infer<typeof hostView>;
+
+export const hostsAnswer = z.object({ hosts: z.array(hostView) });
+
+// ---- VMs
+
+/** A UUID or a name, as it stands in the path. */
+export const vmParameter = z.string().min(1).max(255).describe("The VM's UUID or name");
+
+const hold = z.object({
+  snapshotId: z.string().describe('Operation that holds the VM; empty: an administrator or a stranger froze it'),
+  window: z.string(),
+  installation: z.string(),
+  reservedAt: time.nullable(),
+  freezeState: z.enum(['thawed', 'freezing', 'frozen', 'thawing', 'maybe-frozen', 'still-frozen', 'unknown']),
+  frozenSince: time.nullable(),
+  detail: z.string(),
+  windowLimitMs: z.number(),
+});
+
+export const vmView = z
+  .object({
+    uuid: z.string(),
+    name: z.string(),
+    host: z.string(),
+    state: z.enum(['running', 'paused', 'shut-off', 'other']),
+    guestAgent: z.enum(['connected', 'disconnected', 'not-configured', 'unknown']),
+    stale: z.boolean().describe('Its host does not answer: this is what it said last'),
+    seenAt: time,
+    hold: hold.nullable().describe('Who holds the VM, and whether its guest is frozen'),
+    disks: z.array(
+      z.object({
+        target: z.string(),
+        kind: z.enum(['file', 'block', 'rbd', 'network', 'other']),
+        path: z.string(),
+        image: z.string(),
+        format: z.string(),
+        sizeBytes: z.number(),
+        serial: z.string(),
+        writable: z.boolean(),
+        leftOut: z.string().nullable().describe('Why it cannot be snapshotted'),
+        chainDepth: z.number(),
+      }),
+    ),
+  })
+  .meta({ id: 'Vm' });
+export type VmView = z.infer<typeof vmView>;
+
+export const vmsAnswer = z.object({
+  vms: z.array(vmView),
+  hosts: z.array(z.object({ name: z.string(), reachable: z.boolean(), error: errorText.nullable() })),
+});
+
+export const thawAnswer = z.object({
+  vm: z.object({ uuid: z.string(), name: z.string() }),
+  host: z.string(),
+  thawedFileSystems: z.number(),
+  lostWindow: z.string().nullable().describe('The window whose freeze this thaw has ended'),
+});
+
+// ---- snapshots
+
+export const snapshotState = z.enum([
+  'accepted',
+  'running',
+  'recording',
+  'undoing',
+  'complete',
+  'failed',
+  'cancelled',
+  'cleanup-pending',
+  'deleting',
+  'deleted',
+]);
+
+const progress = z.object({
+  state: z.enum([
+    'checking',
+    'queued',
+    'preparing',
+    'freezing',
+    'frozen',
+    'thawing',
+    'recording',
+    'undoing',
+    'deleting',
+    'done',
+  ]),
+  waiting: z.string().nullable().describe('What it waits for that a person should know'),
+  steps: z.array(
+    z.object({
+      name: z.string(),
+      startedAt: time,
+      ms: z.number().nullable().describe('null: it runs'),
+      error: z.string().nullable(),
+    }),
+  ),
+});
+
+export const snapshotView = z
+  .object({
+    id: z.string(),
+    name: z.string().nullable(),
+    description: z.string().nullable(),
+    vm: z.object({ uuid: z.string(), name: z.string() }),
+    host: z.string().nullable(),
+    quiesce: quiescePolicy,
+    state: snapshotState,
+    grade: grade.nullable().describe('How consistent it was proven to be; null: not (yet) recorded'),
+    why: z.string().nullable(),
+    partial: z.boolean().nullable().describe('A writable disk is left out'),
+    createdAt: time,
+    endedAt: time.nullable(),
+    window: windowFacts.nullable(),
+    disks: z.array(diskPart),
+    leftOut: z.array(leftOutDisk),
+    unfrozen: z.array(gap),
+    error: errorText.nullable(),
+    pending: z.array(z.string()).describe('What remains to be cleaned up, and what will end it'),
+    run: z.object({ workflowId: z.string(), runId: z.string() }).nullable(),
+    progress: progress.nullable().describe('While its run goes on: from the run itself'),
+  })
+  .meta({ id: 'Snapshot' });
+export type SnapshotView = z.infer<typeof snapshotView>;
+
+export const snapshotsAnswer = z.object({
+  snapshots: z.array(snapshotView),
+  next: z.string().nullable().describe('Cursor of the next page'),
+});
+
+export const acceptedAnswer = z
+  .object({
+    id: z.string(),
+    vm: z.object({ uuid: z.string(), name: z.string() }),
+    href: z.string().describe('Where the snapshot is followed; as in Location'),
+  })
+  .meta({ id: 'Accepted' });
+
+export const idempotencyHeaders = z.object({
+  'idempotency-key': z
+    .string()
+    .regex(/^[\x21-\x7e]{1,255}$/, 'must be 1 to 255 printable ASCII characters without spaces')
+    .describe('The same key and request is answered the same; with another request it is refused')
+    .optional(),
+});
+
+export const snapshotsQuery = z.strictObject({
+  vm: vmParameter.optional(),
+  grade: grade.optional(),
+  state: snapshotState.optional().describe('Deleted snapshots are listed only by deleted'),
+  limit: z.coerce.number().int().min(1).max(200).default(50),
+  cursor: z
+    .base64url()
+    .max(100)
+    .refine((cursor) => snapshotId.safeParse(decodeCursor(cursor)).success, 'is not a cursor of this API')
+    .describe('next of the page before')
+    .optional(),
+});
+
+export function encodeCursor(snapshotId: string): string {
+  return Buffer.from(snapshotId).toString('base64url');
+}
+
+export function decodeCursor(cursor: string): string {
+  return Buffer.from(cursor, 'base64url').toString();
+}
+
+export const snapshotQuery = z.strictObject({
+  wait: z.coerce.number().min(0).max(60).describe('Seconds to wait for the end of its run').optional(),
+});
+
+export const snapshotParameters = z.object({ id: snapshotId });
+export const noQuery = z.strictObject({});

@@ -1,0 +1,328 @@
+import { createHash, randomUUID } from 'node:crypto';
+
+import type { Progress } from '@stillpoint/workflows';
+import type { FastifyBaseLogger } from 'fastify';
+
+import type { Catalogue, SnapshotRow, SnapshotState } from '../catalogue/catalogue.js';
+import type { SnapshotRequest } from '../contract/snapshot-input.js';
+import { Problem } from './problems.js';
+import type { Run, RunFacts, Runs } from './runs.js';
+import type { SnapshotView } from './schemas.js';
+
+export interface SnapshotDeskTimes {
+  /** How long a run may take to answer the query of its progress, ms. */
+  progressTimeoutMs: number;
+  /** An `accepted` row without a run is given up when it is so old, ms. */
+  acceptedLimitMs: number;
+}
+
+/** A run of which the API knows that it goes on, and the row as it was read last. */
+interface Followed {
+  run: Run;
+  kind: 'snapshot' | 'delete';
+  row: SnapshotRow;
+}
+
+const inFlight: SnapshotState[] = ['accepted', 'running', 'recording', 'undoing', 'deleting'];
+
+/**
+ * Snapshots as the API's users see them: the catalogue's row, and while its run goes on what the run itself says. A followed run is never looked up in
+ * the catalogue: people who watch a snapshot must not make its window longer.
+ */
+export class SnapshotDesk {
+  readonly #catalogue: Catalogue;
+  readonly #runs: Runs;
+  readonly #times: SnapshotDeskTimes;
+  readonly #log: FastifyBaseLogger;
+  readonly #followed = new Map<string, Followed>();
+
+  constructor(catalogue: Catalogue, runs: Runs, times: SnapshotDeskTimes, log: FastifyBaseLogger) {
+    this.#catalogue = catalogue;
+    this.#runs = runs;
+    this.#times = times;
+    this.#log = log;
+  }
+
+  /**
+   * Starts a snapshot; answers its id. The row is there before the run, and withdrawn when the start is refused.
+   *
+   * @throws Problem VM_BUSY naming the holder, IDEMPOTENCY_CONFLICT, TEMPORAL_UNAVAILABLE (with the id, when the start may have arrived)
+   */
+  async take(
+    vm: { uuid: string; name: string },
+    request: SnapshotRequest,
+    idempotencyKey: string | undefined,
+  ): Promise<SnapshotRow> {
+    const { row, isNew } = await this.#catalogue.accept({
+      snapshotId: randomUUID(),
+      vm: vm.uuid,
+      vmName: vm.name,
+      name: request.name,
+      description: request.description,
+      quiesce: request.quiesce ?? 'required',
+      idempotencyKey,
+      bodyHash: hashOf({ vm: vm.uuid, ...request }),
+    });
+    // The first request with this key was seen through; it is this one's answer, whatever has become of it.
+    if (!isNew && (row.state !== 'accepted' || this.#followed.has(row.snapshotId))) return row;
+
+    const started = await this.#runs
+      .startSnapshot({ ...request, vm: vm.uuid, snapshotId: row.snapshotId }, { vmName: vm.name })
+      .catch(async (error: unknown) => {
+        await this.#catalogue.withdraw(row.snapshotId);
+        throw error;
+      });
+    if ('started' in started) {
+      this.#followed.set(row.snapshotId, { run: started.started, kind: 'snapshot', row });
+      return row;
+    }
+    if ('busy' in started) {
+      await this.#catalogue.withdraw(row.snapshotId);
+      throw busy(vm, started.busy);
+    }
+    throw startUnknown(row.snapshotId, started.unknown);
+  }
+
+  /** @throws Problem SNAPSHOT_NOT_FOUND */
+  async view(snapshotId: string): Promise<SnapshotView> {
+    const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
+    if ('run' in followed) {
+      const progress = await this.#runs.progress(followed.run, this.#times.progressTimeoutMs);
+      if (progress !== undefined && progress.state !== 'done') return viewOf(followed.row, { ...followed, progress });
+      if (progress === undefined && (await this.#isOpen(followed.run)))
+        return viewOf(followed.row, { ...followed, progress });
+      return this.#viewOfEnded(snapshotId, followed);
+    }
+    return viewOf(followed);
+  }
+
+  /** As `view`, once the run is over or `signal` has aborted. */
+  async viewAtEnd(snapshotId: string, signal: AbortSignal): Promise<SnapshotView> {
+    const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
+    if ('run' in followed) {
+      await this.#runs.ended(followed.run, signal).catch((error: unknown) => {
+        if (!signal.aborted) throw error;
+      });
+    }
+    return this.view(snapshotId);
+  }
+
+  async list(query: Parameters<Catalogue['listSnapshots']>[0]): Promise<SnapshotView[]> {
+    return (await this.#catalogue.listSnapshots(query)).map((row) => viewOf(row));
+  }
+
+  /**
+   * Starts the deletion of a snapshot; one that goes on already is the same.
+   *
+   * @throws Problem SNAPSHOT_NOT_FOUND, SNAPSHOT_STATE, VM_BUSY, TEMPORAL_UNAVAILABLE
+   */
+  async remove(snapshotId: string): Promise<SnapshotRow> {
+    const row = await this.#row(snapshotId);
+    if (row.state === 'deleted' || (row.state !== 'deleting' && inFlight.includes(row.state))) {
+      throw new Problem(
+        'SNAPSHOT_STATE',
+        row.state === 'deleted'
+          ? `The snapshot ${snapshotId} is deleted already.`
+          : `The snapshot ${snapshotId} is ${row.state}. Wait for its end or cancel it, then delete it.`,
+        { state: row.state },
+      );
+    }
+    const started = await this.#runs.startDelete(
+      { vm: row.vm, snapshotId },
+      { vmName: row.vmName, snapshotName: row.name ?? snapshotId },
+    );
+    if ('busy' in started) throw busy({ uuid: row.vm, name: row.vmName }, started.busy);
+    if ('unknown' in started) throw startUnknown(snapshotId, started.unknown);
+    this.#followed.set(snapshotId, { run: started.started, kind: 'delete', row: { ...row, state: 'deleting' } });
+    return row;
+  }
+
+  /** @throws Problem SNAPSHOT_NOT_FOUND, SNAPSHOT_STATE when no run of it goes on */
+  async cancel(snapshotId: string): Promise<void> {
+    const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
+    if ('run' in followed && (await this.#runs.cancel(followed.run))) return;
+    const { state } = await this.#row(snapshotId);
+    throw new Problem('SNAPSHOT_STATE', `No run of the snapshot ${snapshotId} goes on; there is nothing to cancel.`, {
+      state,
+    });
+  }
+
+  /**
+   * Forgets runs that are over and that nobody looked at since. And ends `accepted` rows that no run will take over: their engine died before it could
+   * start the run, or the run's first activity was refused. Rows that are young are left to whoever is about to start their run.
+   */
+  async sweep(): Promise<void> {
+    for (const [snapshotId, { run }] of this.#followed) {
+      if (!(await this.#isOpen(run))) this.#followed.delete(snapshotId);
+    }
+    const rows = await this.#catalogue.listSnapshots({ state: 'accepted', limit: 200 });
+    for (const row of rows) {
+      if (Date.now() - Date.parse(row.createdAt) < this.#times.acceptedLimitMs) continue;
+      const run = await this.#runs.latest(row.vm);
+      if (run?.snapshotId !== row.snapshotId) {
+        this.#log.warn(
+          { snapshot: row.snapshotId, vm: row.vm },
+          'No run was started for an accepted snapshot: withdrawn',
+        );
+        await this.#catalogue.withdraw(row.snapshotId);
+      } else if (!run.isOpen) {
+        await this.#closeRefused(row, run);
+      }
+    }
+  }
+
+  async #row(snapshotId: string): Promise<SnapshotRow> {
+    const row = await this.#catalogue.getSnapshot(snapshotId);
+    if (row === undefined) {
+      throw new Problem('SNAPSHOT_NOT_FOUND', `There is no snapshot ${snapshotId}. See: stillpoint snapshot list.`);
+    }
+    return row;
+  }
+
+  /** The row, with its run if that goes on: started by another engine, by a Temporal client, or before this engine's start. */
+  async #find(snapshotId: string): Promise<Followed | SnapshotRow> {
+    const row = await this.#row(snapshotId);
+    if (!inFlight.includes(row.state)) return row;
+    const kind = row.state === 'deleting' ? 'delete' : 'snapshot';
+    const run = await this.#runOf(row, kind);
+    if (run === undefined) return row;
+    const followed: Followed = { run: { workflowId: run.workflowId, runId: run.runId }, kind, row };
+    if (!run.isOpen) return followed;
+    this.#followed.set(snapshotId, followed);
+    return followed;
+  }
+
+  async #runOf(row: SnapshotRow, kind: Followed['kind']): Promise<RunFacts | undefined> {
+    const runId = kind === 'delete' ? row.deletingRunId : row.runId;
+    if (row.workflowId !== undefined && runId !== undefined) {
+      return this.#runs.describe({ workflowId: row.workflowId, runId });
+    }
+    const latest = await this.#runs.latest(row.vm);
+    return latest?.snapshotId === row.snapshotId ? latest : undefined;
+  }
+
+  async #isOpen(run: Run): Promise<boolean> {
+    return (await this.#runs.describe(run))?.isOpen ?? false;
+  }
+
+  /** The run has said its last word; the row has it, unless the run did not live to write it. */
+  async #viewOfEnded(snapshotId: string, followed: Followed): Promise<SnapshotView> {
+    let row = await this.#row(snapshotId);
+    if (inFlight.includes(row.state)) {
+      const facts = await this.#runs.describe(followed.run);
+      // `done` is said a moment before the run ends: what it writes is written.
+      if (facts?.isOpen === true) return viewOf(row, { ...followed, progress: undefined });
+      if (row.state === 'accepted' && facts !== undefined) row = await this.#closeRefused(row, facts);
+      else row = { ...row, error: row.error ?? endedWithoutAWord(facts) };
+    }
+    this.#followed.delete(snapshotId);
+    return viewOf(row, { run: followed.run });
+  }
+
+  async #closeRefused(row: SnapshotRow, run: RunFacts): Promise<SnapshotRow> {
+    const error = (await this.#runs.failure(run)) ?? endedWithoutAWord(run);
+    const state = error.code === 'CANCELLED' ? 'cancelled' : 'failed';
+    await this.#catalogue.close(row.snapshotId, run.runId, { state, error, pending: [] });
+    return this.#row(row.snapshotId);
+  }
+}
+
+function endedWithoutAWord(run: RunFacts | undefined): { code: string; text: string } {
+  return {
+    code: 'RUN_ENDED',
+    text:
+      `The run ended${run === undefined ? '' : ` as ${run.status}`} before it could write its outcome. The guest is thawed by its host; ` +
+      'the next snapshot of this VM cleans up what the run left.',
+  };
+}
+
+function busy(vm: { uuid: string; name: string }, holder: RunFacts | undefined): Problem {
+  const what =
+    holder === undefined
+      ? 'Another operation'
+      : `${holder.workflowType}${holder.snapshotId === undefined ? '' : ` of snapshot ${holder.snapshotId}`} (since ${holder.startedAt})`;
+  return new Problem(
+    'VM_BUSY',
+    `${what} runs on the VM ${vm.name}. Wait for its end, or cancel it: stillpoint snapshot cancel ${holder?.snapshotId ?? 'ID'}.`,
+    holder === undefined
+      ? {}
+      : {
+          holder: {
+            workflowId: holder.workflowId,
+            runId: holder.runId,
+            workflowType: holder.workflowType,
+            snapshotId: holder.snapshotId ?? null,
+            startedAt: holder.startedAt,
+          },
+        },
+  );
+}
+
+function startUnknown(snapshotId: string, cause: unknown): Problem {
+  return new Problem(
+    'TEMPORAL_UNAVAILABLE',
+    `Temporal did not say whether the run was started. Look at the snapshot ${snapshotId} in a moment, or repeat the request with the same Idempotency-Key.`,
+    { snapshotId },
+    cause,
+  );
+}
+
+/** SHA-256 over the request's JSON with sorted keys, so that their order does not matter. */
+function hashOf(request: Record<string, unknown>): string {
+  const sorted = Object.fromEntries(Object.entries(request).sort(([one], [other]) => (one < other ? -1 : 1)));
+  return createHash('sha256').update(JSON.stringify(sorted)).digest('hex');
+}
+
+const stateOfProgress: Partial<Record<Progress['state'], SnapshotState>> = {
+  recording: 'recording',
+  undoing: 'undoing',
+  deleting: 'deleting',
+};
+
+function viewOf(
+  row: SnapshotRow,
+  live: { run?: Run; kind?: Followed['kind']; progress?: Progress | undefined } = {},
+): SnapshotView {
+  const { result } = row;
+  const { run = runOfRow(row), kind, progress } = live;
+  const goesOn = progress && (kind === 'delete' ? 'deleting' : (stateOfProgress[progress.state] ?? 'running'));
+  return {
+    id: row.snapshotId,
+    name: row.name ?? null,
+    description: row.description ?? null,
+    vm: { uuid: row.vm, name: row.vmName },
+    host: row.host ?? null,
+    quiesce: row.quiesce,
+    state: goesOn ?? row.state,
+    grade: result?.grade ?? null,
+    why: result?.why ?? null,
+    partial: result?.partial ?? null,
+    createdAt: row.createdAt,
+    endedAt: row.endedAt ?? null,
+    window: result?.window ?? null,
+    disks: row.parts,
+    leftOut: result?.leftOut ?? [],
+    unfrozen: result?.unfrozen ?? [],
+    error: row.error ?? null,
+    pending: row.pending,
+    run: run ?? null,
+    progress:
+      progress === undefined
+        ? null
+        : {
+            state: progress.state,
+            waiting: progress.waiting ?? null,
+            steps: progress.steps.map((step) => ({
+              name: step.name,
+              startedAt: step.startedAt,
+              ms: step.ms ?? null,
+              error: step.error ?? null,
+            })),
+          },
+  };
+}
+
+function runOfRow(row: SnapshotRow): Run | undefined {
+  const runId = row.deletingRunId ?? row.runId;
+  return row.workflowId === undefined || runId === undefined ? undefined : { workflowId: row.workflowId, runId };
+}
