@@ -56,7 +56,7 @@ test('while a freeze is unsettled new freezes are refused, and the watch ends on
 });
 
 test('a freeze that libvirt never answers ends by our own guard, and is watched until it does', async () => {
-  const lab = await host({ settings: { callGuardMs: 20 } });
+  const lab = await host({ settings: { callGuardMs: 100 } });
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'before' });

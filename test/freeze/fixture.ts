@@ -23,8 +23,9 @@ const shortTimes: Partial<FreezeSettings> = {
   retryFirstMs: 5,
   retryMaxMs: 20,
   stillFrozenAfterMs: 30,
-  thawAnswerMs: 400,
-  callGuardMs: 300,
+  // Long enough for a busy machine: only a test that waits for such an answer shortens it.
+  thawAnswerMs: 10_000,
+  callGuardMs: 2_000,
 };
 
 export const web1 = '00000000-0000-4000-8000-000000000001';
@@ -70,6 +71,11 @@ export class Host {
     const session = this.world.session();
     const room = await this.roomOver(session, settings);
     return { room, session };
+  }
+
+  /** A life that the test kills: its calls are never answered then, and it ends soon all the same. */
+  async doomedLife(settings: Partial<FreezeSettings> = {}): Promise<{ room: FreezeRoom; session: SimulatedSession }> {
+    return this.life({ callGuardMs: 300, thawAnswerMs: 100, ...settings });
   }
 
   async room(settings: Partial<FreezeSettings> = {}): Promise<FreezeRoom> {

@@ -28,7 +28,7 @@ test.each(['before', 'after'] as const)(
     expect(calls).toEqual(expect.arrayContaining(['freeze', 'freezeStatus', 'thaw']));
     for (const [index, name] of calls.entries()) {
       const lab = await host();
-      const { room, session } = await lab.life();
+      const { room, session } = await lab.doomedLife();
       await prepare(lab, room);
       const death = lab.world.inject('*', { die: when }, { vm: web1, skip: index });
       void flow(room).catch(() => undefined);

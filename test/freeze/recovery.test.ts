@@ -18,7 +18,7 @@ import {
 
 test('a guest that a killed host agent left frozen is thawed by its next life, and its window is lost', async () => {
   const lab = await host();
-  const { room: dead, session } = await lab.life();
+  const { room: dead, session } = await lab.doomedLife();
   const { holds } = await frozen(lab, { room: dead });
   holds[0]?.end({ done: true });
   await until(() => lab.isFrozen(), 'frozen');
@@ -39,7 +39,7 @@ test('a guest that a killed host agent left frozen is thawed by its next life, a
 
 test('the lease is on disk before libvirt is asked for the freeze', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   const asked = lab.world.inject('freeze', { die: 'before' });
   void room.freeze(freezeRequest()).catch(() => undefined);
@@ -54,7 +54,7 @@ test('the lease is on disk before libvirt is asked for the freeze', async () => 
 
 test('a host agent that dies between freeze and its answer thaws in its next life', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   const asked = lab.world.inject('freeze', { die: 'after' });
   void room.freeze(freezeRequest()).catch(() => undefined);
@@ -68,7 +68,7 @@ test('a host agent that dies between freeze and its answer thaws in its next lif
 
 test('every VM is thawed at start, and one that cannot be does not keep the others frozen', async () => {
   const lab = await host();
-  const { room: dead, session } = await lab.life();
+  const { room: dead, session } = await lab.doomedLife();
   await frozen(lab, { room: dead });
   const other = 'b3b3b3b3-1111-4222-8333-444444444444';
   const reserve = { vm: db1, operation: other, window: `${other}.1`, setDisks: ['vda'] };
@@ -76,7 +76,7 @@ test('every VM is thawed at start, and one that cannot be does not keep the othe
   session.kill();
   lab.world.inject('thaw', { hold: 'before' }, { vm: web1 });
 
-  const room = await lab.room();
+  const room = await lab.room({ thawAnswerMs: 50 });
   await until(() => !lab.isFrozen(db1), 'the other VM is thawed');
   expect(lab.isFrozen()).toBe(true);
   await until(() => room.state(web1).freezeState === 'still-frozen', 'told');
@@ -84,7 +84,7 @@ test('every VM is thawed at start, and one that cannot be does not keep the othe
 
 test('a start without libvirt thaws as soon as libvirt is back', async () => {
   const lab = await host({ settings: { retryFirstMs: 60_000, retryMaxMs: 60_000 } });
-  const { room: dead, session } = await lab.life();
+  const { room: dead, session } = await lab.doomedLife();
   await frozen(lab, { room: dead });
   session.kill();
   lab.world.connectionDown();
@@ -96,7 +96,7 @@ test('a start without libvirt thaws as soon as libvirt is back', async () => {
 
 test('the watch over a freeze that may still happen survives a restart', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   lab.world.inject('freezeStatus', { reject: 'AGENT_NOT_RESPONDING' }, { skip: 2, times: 1_000_000 });
   const late = lab.world.inject('freeze', { late: 'AGENT_NOT_RESPONDING' });
@@ -120,14 +120,14 @@ test('the watch over a freeze that may still happen survives a restart', async (
 
 test('a verdict is answered unchanged after a restart, until it is released', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   const { holds } = await frozen(lab, { room });
   for (const hold of holds) hold.end({ done: true });
   const verdict = await room.thaw(web1, window1, 'asked by the engine');
   expect(verdict.held).toBe(true);
   session.kill();
 
-  const next = await lab.life();
+  const next = await lab.doomedLife();
   expect(next.room.verdict(web1, window1)).toEqual(verdict);
   expect(await next.room.thaw(web1, window1, 'again')).toEqual(verdict);
   await next.room.release(web1, operation);
@@ -140,7 +140,7 @@ test('a verdict is answered unchanged after a restart, until it is released', as
 
 test('a prepared window survives a restart and is frozen then', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   const kept = room.prepared(window1);
   session.kill();
@@ -153,7 +153,7 @@ test('a prepared window survives a restart and is frozen then', async () => {
 
 test('a window that undo closed stays closed over restarts, also one that was never seen', async () => {
   const lab = await host();
-  const { room, session } = await lab.life();
+  const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   await room.closeForUndo(web1, window1);
   await room.closeForUndo(web1, window2);
@@ -179,7 +179,7 @@ test('shutdown thaws every window, journals it, and refuses new freezes', async 
 
 test('shutdown ends although a guest cannot be thawed, and the next life thaws it', async () => {
   const lab = await host({ settings: { thawAnswerMs: 50 } });
-  const { room } = await lab.life();
+  const { room } = await lab.doomedLife();
   await frozen(lab, { room });
   lab.world.vm(web1).pause();
   await room.shutdown();
