@@ -78,11 +78,10 @@ try {
 
 async function ours(): Promise<number> {
   const id = await system.createSnapshot(vm);
-  const { state, result, error } = await system.waitForSnapshot(id);
-  if (state !== 'complete' || result.grade !== 'filesystem')
-    throw new Error(`ours: ${state} ${error?.text ?? result?.why}`);
+  const { state, grade, why, window, error } = await system.waitForSnapshot(id);
+  if (state !== 'complete' || grade !== 'filesystem') throw new Error(`ours: ${state} ${error?.text ?? why}`);
   await system.deleteSnapshot(id);
-  return result.window.ms;
+  return window.ms;
 }
 
 async function bare(run: number): Promise<number> {

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { findTemporal } from '@stillpoint/engine/temporal/find.js';
-import type { SnapshotVmResult } from '@stillpoint/workflows';
 import { LabError } from '../errors.js';
 import { Lab } from '../lab.js';
 import type { Progress } from '../programs.js';
@@ -36,7 +36,7 @@ export class Demo {
     const { say, simulatedBecause } = this.#options;
     if (simulatedBecause === undefined) say('the real lab: a libvirtd of its own and a small guest under QEMU');
     else say(`the hypervisor is simulated (${simulatedBecause}): no real guest, no file systems to check`);
-    // What an earlier demo left (it was killed) goes first: it may hold the ports of nobody, but memory of everybody.
+    // An earlier demo that was killed has left its processes.
     await endSystem(this.#folder);
 
     // Side by side: on a fresh machine both take minutes.
@@ -65,10 +65,10 @@ export class Demo {
     say('');
     say(`grade    ${result.grade}${simulatedBecause === undefined ? '' : ' (simulated hypervisor)'}`);
     say(`why      ${result.why}`);
-    say(`window   ${result.window.ms.toFixed(1)} ms, ${result.window.frozenFileSystems} file systems frozen`);
+    say(`window   ${result.window?.ms.toFixed(1)} ms, ${result.window?.frozenFileSystems} file systems frozen`);
     for (const disk of result.leftOut) say(`left out ${disk.target}: ${disk.reason}`);
     say(`Temporal ${system.temporal.uiUrl}/namespaces/default/workflows?query=StillpointVm%3D%22${VM}%22`);
-    say(`API      ${system.api}/v1/snapshots/${result.snapshotId} (all of it: ${system.api}/openapi.json)`);
+    say(`API      ${system.api}/v1/snapshots/${result.id} (all of it: ${system.api}/openapi.json)`);
   }
 
   /** Deletes the snapshot again: its overlays are merged back while the guest runs. */
@@ -132,7 +132,7 @@ export class Demo {
     say('');
   }
 
-  async #takeSnapshot(system: System): Promise<SnapshotVmResult> {
+  async #takeSnapshot(system: System): Promise<SnapshotView> {
     const { say } = this.#options;
     say(`stillpoint snapshot create ${VM}`);
     const id = await system.createSnapshot(VM, { name: 'demo' });
@@ -140,14 +140,14 @@ export class Demo {
     let told = 0;
     for (;;) {
       const { body } = await system.request('GET', `/v1/snapshots/${id}`);
-      const done = (body.steps ?? []).filter((step: { ms?: number }) => step.ms !== undefined);
+      const done = (body.progress?.steps ?? []).filter((step: { ms: number | null }) => step.ms !== null);
       for (const step of done.slice(told)) {
         say(
           `  ${step.name.padEnd(26)} ${`${Math.round(step.ms)} ms`.padStart(8)}${step.error ? `  ${step.error}` : ''}`,
         );
       }
       told = Math.max(told, done.length);
-      if (body.state === 'complete') return body.result;
+      if (body.state === 'complete') return body;
       if (['failed', 'cancelled', 'cleanup-pending'].includes(body.state)) {
         throw new LabError('PROGRAM_FAILED', `The snapshot ended as ${body.state}: ${body.error?.text}`);
       }
@@ -156,7 +156,7 @@ export class Demo {
   }
 
   /** What the snapshot is worth, judged from outside: its file systems, and the order of writes across its disks. */
-  async #verify(lab: Lab, result: SnapshotVmResult): Promise<void> {
+  async #verify(lab: Lab, result: SnapshotView): Promise<void> {
     const { say } = this.#options;
     const chains = await lab.vm.chains();
     say('');
