@@ -1,4 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Overlay } from '@stillpoint/host-agent/window.js';
 import { describe, expect, it } from 'vitest';
@@ -67,9 +68,8 @@ describe('undo', () => {
     const cut = life.cut(prepared);
     await held.hit;
     const undo = life.undo(window1, prepared.overlays);
-    // Long enough for an undo that does not wait to have begun: it reads a file first.
-    for (let i = 0; i < 50; i++) await life.room.leftOut(lab.vm.describe());
-    await new Promise((resolve) => setImmediate(resolve));
+    // An undo that did not wait would read its notes and then ask libvirt: let it.
+    for (let i = 0; i < 20; i++) await readFile(join(lab.notesFolder, `${window1}.jsonl`));
     held.release();
     await cut;
     expect(outcomes(await undo)).toEqual(['committed', 'committed']);
@@ -388,6 +388,21 @@ describe('delete', () => {
     expect(outcomes(await life.delete([{ ...overlay, ...change }]))).toEqual([`pending ${reason}`]);
     expect(lab.simulated.files.paths()).toEqual(before);
     expect(lab.vm.live?.get('vda')?.source).toBe(overlay.overlayPath);
+  });
+
+  it('of a VM that is off changes nothing while the image above is open, or when the header names another base', async () => {
+    const lab = new Lab();
+    const { life, overlays } = await threeSnapshots(lab);
+    const [vda, vdb] = overlays[1] ?? [];
+    if (vda === undefined || vdb === undefined) throw new Error('no overlays');
+    lab.vm.shutOff();
+    lab.simulated.files.add({ path: '/images/evil.img', format: 'raw' });
+    lab.simulated.files.need(vdb.overlayPath).backing = '/images/evil.img';
+    lab.simulated.files.holdOpen(overlays[2]?.[0]?.overlayPath ?? '');
+    const before = lab.simulated.files.content(vda.basePath).ranges;
+    expect(outcomes(await life.delete([vda, vdb], window2))).toEqual(['pending IMAGE_LOCKED', 'pending BASE_CHANGED']);
+    expect(lab.simulated.files.content(vda.basePath).ranges).toEqual(before);
+    expect(lab.simulated.files.content('/images/evil.img').isEmpty).toBe(true);
   });
 
   it('does not change a base that another VM reads, or an overlay whose header names another base', async () => {
