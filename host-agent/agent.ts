@@ -25,9 +25,9 @@ const callGraceMs = 1_000;
 
 /**
  * Starts the host agent: the state folder, libvirt and recovery first, because a guest may be waiting for its thaw; then everything else, which is loaded
- * only then. What keeps it from serving (no certificate, port taken) keeps no guest from being thawed: it is told, and tried again.
+ * only then. `stop` aborts when a stop is asked for: it ends a wait for the state folder, and nothing else. What keeps it from serving (no certificate, port taken) keeps no guest from being thawed: it is told, and tried again.
  */
-export async function startHostAgent(config: HostAgentConfig): Promise<HostAgent> {
+export async function startHostAgent(config: HostAgentConfig, stop: AbortSignal): Promise<HostAgent> {
   const { log, flush, flushNow } = createLog(config.logLevel);
   process.on('uncaughtException', (error, origin) => {
     // What the rooms know may be wrong now. The journal is right: the next worker goes on from there.
@@ -38,7 +38,7 @@ export async function startHostAgent(config: HostAgentConfig): Promise<HostAgent
   process.on('exit', flushNow);
 
   const folder = config.stateFolder;
-  await takeStateFolder({ folder, log });
+  if (!(await takeStateFolder({ folder, log, stop }))) return { stop: flush };
   const stopping = new AbortController();
   const hypervisor = await openHypervisor(config);
   const connected = hypervisor.start(stopping.signal).catch((error: unknown) => {
@@ -63,12 +63,12 @@ export async function startHostAgent(config: HostAgentConfig): Promise<HostAgent
     async stop(why) {
       log.info({ why }, 'stopping: thawing what is frozen');
       stopping.abort();
+      void serving.then((opened) => {
+        for (const listening of opened) listening.setHealth(false);
+      });
       // Calls go on meanwhile: an engine that waits for its verdict gets it.
       await freeze.shutdown();
-      for (const listening of await serving) {
-        listening.setHealth(false);
-        await listening.stop(callGraceMs);
-      }
+      await Promise.all((await serving).map((listening) => listening.stop(callGraceMs)));
       await hypervisor.close();
       await connected;
       log.info('stopped');

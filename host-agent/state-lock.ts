@@ -16,15 +16,19 @@ import type { Logger } from 'pino';
 export interface StateLockOptions {
   folder: string;
   log: Logger;
+  /** Ends the wait: whoever has no state folder owes nobody a thaw. */
+  stop: AbortSignal;
   /** ms that an orphan has to thaw its guests and leave; default 2 000: with the restart it stays below the 5 s of invariant 1. */
   orphanMs?: number;
   /** ms between tries; default 50. */
   retryMs?: number;
 }
 
-/** Makes the state folder (mode 0700) if need be, and resolves when it is ours. The lock ends with the process. */
-export async function takeStateFolder(options: StateLockOptions): Promise<void> {
-  const { folder, log, orphanMs = 2_000, retryMs = 50 } = options;
+/**
+ * Makes the state folder (mode 0700) if need be, and resolves with true when it is ours, with false when `stop` aborts before. The lock ends with the process.
+ */
+export async function takeStateFolder(options: StateLockOptions): Promise<boolean> {
+  const { folder, log, stop, orphanMs = 2_000, retryMs = 50 } = options;
   await mkdir(folder, { recursive: true, mode: 0o700 });
   const holderPath = join(folder, 'worker.json');
   const name = await lockName(folder);
@@ -53,6 +57,7 @@ export async function takeStateFolder(options: StateLockOptions): Promise<void> 
         process.kill(holder.pid, 'SIGKILL');
       }
     }
+    if (stop.aborted) return false;
     await delay(retryMs);
   }
   try {
@@ -67,6 +72,7 @@ export async function takeStateFolder(options: StateLockOptions): Promise<void> 
     // A full disk must not keep the host agent from thawing.
     log.error({ err: error, path: holderPath }, 'cannot write who holds the state folder');
   }
+  return true;
 }
 
 interface Holder {

@@ -10,11 +10,13 @@ const aliveEveryMs = 250;
 
 let agent: Promise<HostAgent> | undefined;
 let stopAsked: string | undefined;
+const stopSignal = new AbortController();
 
 /** Thaws, journals and exits; once. A stop before the start waits for it: what the worker before this one left frozen is thawed first. */
 function stop(why: string): void {
   if (stopAsked !== undefined) return;
   stopAsked = why;
+  stopSignal.abort();
   if (agent !== undefined) stopAgent(agent, why);
   else if (!process.connected) process.exit(0);
 }
@@ -38,9 +40,14 @@ process.on('disconnect', () => {
 });
 process.on('message', (message: StartMessage) => {
   if (message.type !== 'start' || agent !== undefined) return;
-  agent = import('./agent.js').then(({ startHostAgent }) => startHostAgent(message.config));
+  agent = import('./agent.js').then(({ startHostAgent }) => startHostAgent(message.config, stopSignal.signal));
   // Die at once, and be started anew: recovery is the same code as after a crash.
-  agent.catch(() => process.exit(1));
+  agent.catch((error: unknown) => {
+    process.stderr.write(
+      `the worker cannot start: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+    );
+    process.exit(1);
+  });
   if (stopAsked !== undefined) stopAgent(agent, stopAsked);
 });
 

@@ -26,6 +26,7 @@ export function holdCut(deps: {
     let log = deps.log.child({ call: 'HoldCut' });
     let hold: Hold | undefined;
     let pings: NodeJS.Timeout | undefined;
+    let ending = false;
     let over = false;
 
     const begin = (begun: Parameters<typeof checkedBegin>[0]) => {
@@ -43,12 +44,13 @@ export function holdCut(deps: {
 
     const finish = (outcome: { done: true } | { failed: string }) => {
       if (hold === undefined) throw invalid('message', 'the first must be begin');
-      const ended = hold.end(outcome);
-      answer(ended);
+      // The last cut's end causes the thaw, which tells every hold that it is lost: this one has ended.
+      ending = true;
+      answer(hold.end(outcome));
     };
 
     const lost = (signal: AbortSignal) => {
-      if (over) return;
+      if (over || ending) return;
       const reason: unknown = signal.reason;
       answer({ inTime: false, reason: reason instanceof Error ? reason.message : 'The window is closed.' });
     };

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { GetHostResponse, HostAgentAdminServer, HostAgentServer, PrepareResponse } from '@stillpoint/proto';
 import type { Logger } from 'pino';
 import { HostAgentError } from '../errors.js';
@@ -36,12 +37,14 @@ export interface ServiceOptions {
   pingMs?: number;
   /** ms between the progress messages of a merge; default 500 (the contract says at least one a second). */
   progressMs?: number;
+  /** ms that the hypervisor has to tell its facts before GetHost answers without them; default 2 000. */
+  factsMs?: number;
 }
 
 /** The gRPC services over the rooms: types of the wire in, calls of the rooms out, errors as google.rpc.Status. */
 export function createServices(options: ServiceOptions): { hostAgent: HostAgentServer; admin: HostAgentAdminServer } {
   const { hypervisor, freeze, snapshot, recovering, log } = options;
-  const { pingMs = 300, progressMs = 500 } = options;
+  const { pingMs = 300, progressMs = 500, factsMs = 2_000 } = options;
   const startedUnixMs = Date.now();
   const inventory = new Inventory({ hypervisor, freeze, snapshot }, log);
   const preparing = new Preparing({ freeze, snapshot });
@@ -65,7 +68,7 @@ export function createServices(options: ServiceOptions): { hostAgent: HostAgentS
 
   const hostAgent: HostAgentServer = {
     getHost: unary('GetHost', log, async (): Promise<GetHostResponse> => {
-      const { facts, warnings } = await factsOrWhyNot(hypervisor);
+      const { facts, warnings } = await factsOrWhyNot(hypervisor, factsMs);
       return {
         hostName: options.hostName,
         installationId: freeze.installation(),
@@ -259,14 +262,24 @@ export function createServices(options: ServiceOptions): { hostAgent: HostAgentS
 }
 
 /** GetHost answers whatever the hypervisor does. */
-async function factsOrWhyNot(hypervisor: Hypervisor): Promise<{ facts: HypervisorFacts; warnings: string[] }> {
+async function factsOrWhyNot(
+  hypervisor: Hypervisor,
+  factsMs: number,
+): Promise<{ facts: HypervisorFacts; warnings: string[] }> {
+  const enough = new AbortController();
+  const tooLong = delay(factsMs, undefined, { signal: enough.signal }).then(() => {
+    throw new Error(`no answer within ${factsMs} ms`);
+  });
   try {
-    return { facts: await hypervisor.facts(), warnings: [] };
+    return { facts: await Promise.race([hypervisor.facts(), tooLong]), warnings: [] };
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     return {
       facts: { reachable: false, libvirtVersion: '', qemuVersion: '', canSetAgentTimeout: false },
       warnings: [`The hypervisor does not answer: ${why}`],
     };
+  } finally {
+    tooLong.catch(() => {});
+    enough.abort();
   }
 }

@@ -1,8 +1,9 @@
 import { writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
+import { join } from 'node:path';
 import { HostAgentService, Quiesce, type Verdict } from '@stillpoint/proto';
 import { afterEach, beforeAll, expect, test } from 'vitest';
-import { ask } from '../rpc/served.js';
+import { ask, failure } from '../rpc/served.js';
 import { buildHostAgent, clientOf, command, hostFolder, ready, startHostAgent, webUuid } from './running.js';
 
 beforeAll(buildHostAgent);
@@ -139,6 +140,16 @@ test('a second host agent on the same state folder waits and leaves the first on
   expect(first.lines.filter(({ msg }) => msg === 'worker started')).toHaveLength(1);
 });
 
+test('a host agent that waits for the state folder can be stopped', async () => {
+  const { config } = await folder();
+  const first = start(config);
+  await first.logged('listening');
+  const second = start(config);
+  await second.logged('another worker has the state folder; waiting for its end');
+  second.child.kill('SIGTERM');
+  expect(await second.exited).toEqual({ code: 0, signal: null });
+});
+
 test('a configuration that is broken while it runs does not keep a worker from its restart', async () => {
   const { config } = await folder();
   const agent = start(config);
@@ -170,6 +181,31 @@ test('without its certificate it recovers, says what is missing, and serves the 
   const trouble = await agent.logged('cannot serve yet; trying again every second');
   expect(trouble).toMatchObject({ err: { message: expect.stringContaining('/nowhere/ca.pem cannot be read') } });
   expect(await command('--config', config, 'vms')).toMatchObject({ code: 0, stdout: expect.stringContaining('web-1') });
+});
+
+test('without libvirt it starts, answers GetHost, and stops', async () => {
+  const { config, port } = await folder();
+  const agent = start(config, {
+    STILLPOINT_HOST_AGENT_HYPERVISOR: 'libvirt',
+    STILLPOINT_HOST_AGENT_LIBVIRT_SOCKET: '/nowhere/libvirt-sock',
+  });
+  await agent.logged('listening');
+  const client = clientOf(port);
+  closing.push(() => client.close());
+  const host = await ask(client, HostAgentService.getHost, {});
+  expect(host).toMatchObject({ hypervisor: 'libvirt', hypervisorReachable: false, canQuiesce: false });
+  expect(await failure(ask(client, HostAgentService.listVms, {}))).toMatchObject({ reason: 'LIBVIRT_UNREACHABLE' });
+  agent.child.kill('SIGTERM');
+  expect(await agent.exited).toEqual({ code: 0, signal: null });
+});
+
+test('a state folder that cannot be made is told, and is no end of the restarts', async () => {
+  const { config } = await folder();
+  const agent = start(config, { STILLPOINT_HOST_AGENT_STATE_FOLDER: join(config, 'below-a-file') });
+  await agent.logged('the worker died; it is restarted');
+  const from = agent.lines.length;
+  await agent.logged('the worker died; it is restarted', from);
+  expect(agent.child.exitCode).toBeNull();
 });
 
 test('an unusable configuration ends with 78 and names the key', async () => {

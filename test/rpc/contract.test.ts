@@ -71,6 +71,11 @@ describe('facts and VMs', () => {
     expect(host.warnings).toContain('The hypervisor does not answer: connect ENOENT');
   });
 
+  test('GetHost answers while libvirt hangs', async () => {
+    const { client } = await up({ hypervisor: fakeHypervisor(() => new Promise(() => {})), factsMs: 5 });
+    expect(await ask(client, HostAgentService.getHost, {})).toMatchObject({ hypervisorReachable: false });
+  });
+
   test('every other call waits until recovery has begun', async () => {
     const recovery = happening<void>();
     const { client, freeze } = await up({ recovering: recovery.happened });

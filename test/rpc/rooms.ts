@@ -117,6 +117,8 @@ export class FakeHold implements Hold {
   end(outcome: Parameters<Hold['end']>[0]): { inTime: boolean; reason: string } {
     this.#answer ??= 'done' in outcome ? { inTime: true, reason: '' } : { inTime: false, reason: 'the window is lost' };
     this.#ended.happens(outcome);
+    // As the freeze room does when this was the last cut.
+    this.#lost.abort(new HostAgentError('WINDOW_CLOSED', 'thawed'));
     return this.#answer;
   }
 
