@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import type { PeerCertificate } from 'node:tls';
 import { ChannelCredentials } from '@grpc/grpc-js';
+import { HostError } from './errors.js';
 
 /** Files of the engine's side of mTLS, as `stillpoint-host-agent certs` makes them. */
 export interface TlsFiles {
@@ -48,9 +49,7 @@ function identityProblem(name: string, peer: PeerCertificate): string | undefine
 
 const plainOnLoopback: CredentialsOf = ({ name, address }) => {
   if (!isLoopback(address)) {
-    throw new Error(
-      `Host ${name} is at ${address}: without TLS only host agents on this machine are talked to. Configure the certificates.`,
-    );
+    throw new HostError(name, 'HOST_NEEDS_TLS', `Host ${name} is at ${address}, which is not on this machine.`);
   }
   return ChannelCredentials.createInsecure();
 };

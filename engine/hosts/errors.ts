@@ -7,12 +7,13 @@ const ownAdvice = {
   HOST_IDENTITY: "Give the host a certificate of its registered name, or register it under its certificate's name.",
   HOST_LOST: 'An administrator removed the host as lost; nothing more is asked of it.',
   HOST_NOT_FOUND: 'Register the host: stillpoint host add NAME ADDRESS.',
+  HOST_NEEDS_TLS: "Configure the engine's certificates; without TLS only host agents on this machine are talked to.",
 } as const;
 type OwnCode = keyof typeof ownAdvice;
 
 /**
  * Every failure of a call to a host agent. `code` is a reason of the host agent's table (it has answered), or one of ours: HOST_UNREACHABLE (no
- * connection, or it broke), HOST_IDENTITY, HOST_LOST, HOST_NOT_FOUND. `cause` is gRPC's error.
+ * connection, or it broke), HOST_IDENTITY, HOST_LOST, HOST_NOT_FOUND, HOST_NEEDS_TLS. `cause` is gRPC's error.
  */
 export class HostError extends Error {
   override readonly name = 'HostError';

@@ -391,6 +391,22 @@ describe('a second window', () => {
   });
 });
 
+describe('the freeze and the cuts', () => {
+  it.each(['freezeFileSystems', 'snapshotLocalDisks'] as const)(
+    '%s is tried once, whatever its failure',
+    async (step) => {
+      const run = await start({
+        [step]: async () => {
+          throw ApplicationFailure.create({ type: 'HYPERVISOR_BUSY', message: 'busy', nonRetryable: false });
+        },
+        thawFileSystems: async ({ window }: { window: string }) => lostVerdict(window, 'CUT_FAILED'),
+      } as Script);
+      expect((await failed(run)).type).toBe('HYPERVISOR_BUSY');
+      expect(run.names().filter((name) => name === step)).toHaveLength(1);
+    },
+  );
+});
+
 describe('the thaw', () => {
   it('is repeated until the host agent answers', async () => {
     let asked = 0;
