@@ -127,6 +127,13 @@ export class SnapshotDesk {
         { state: row.state },
       );
     }
+    if (row.host === undefined) {
+      throw new Problem(
+        'SNAPSHOT_STATE',
+        `The snapshot ${snapshotId} is ${row.state}: it was never begun on a host, and there is nothing to delete.`,
+        { state: row.state },
+      );
+    }
     const started = await this.#runs.startDelete(
       { vm: row.vm, snapshotId },
       { vmName: row.vmName, snapshotName: row.name ?? snapshotId },
@@ -214,6 +221,9 @@ export class SnapshotDesk {
       if (facts?.isOpen === true) return viewOf(row, { ...followed, progress: undefined });
       if (row.state === 'accepted' && facts !== undefined) row = await this.#closeRefused(row, facts);
       else row = { ...row, error: row.error ?? endedWithoutAWord(facts) };
+    } else if (followed.kind === 'delete' && row.state !== 'deleted' && row.error === undefined) {
+      // A deletion that was refused at its first step has changed nothing in the row.
+      row = { ...row, error: await this.#runs.failure(followed.run) };
     }
     this.#followed.delete(snapshotId);
     return viewOf(row, { run: followed.run });
