@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type DevServer, startDevServer } from '@stillpoint/engine/temporal/dev-server.js';
@@ -194,14 +194,14 @@ export class System {
   }
 
   startEngine(): LabProcess {
-    return this.#start('engine', '../../engine/dist/main.js', 'engine.yaml', {
+    return this.#start('engine', 'engine', 'engine.yaml', {
       TEMPORAL_ADDRESS: this.temporal.address,
       TEMPORAL_NAMESPACE: 'default',
     });
   }
 
   startHostAgent(): LabProcess {
-    return this.#start('host agent', '../../host-agent/dist/main.js', 'host-agent.yaml', {});
+    return this.#start('host agent', 'host-agent', 'host-agent.yaml', {});
   }
 
   /** kill -9 of the engine. */
@@ -254,8 +254,13 @@ export class System {
     if (!keepLogs) await rm(this.folder, { recursive: true, force: true });
   }
 
-  #start(name: 'engine' | 'host agent', program: string, config: string, env: Record<string, string>): LabProcess {
-    const path = fileURLToPath(new URL(program, import.meta.url));
+  #start(
+    name: 'engine' | 'host agent',
+    workspace: 'engine' | 'host-agent',
+    config: string,
+    env: Record<string, string>,
+  ): LabProcess {
+    const path = join(repositoryRoot(), workspace, 'dist', 'main.js');
     // Nothing of the caller's own Stillpoint or Temporal may leak into this one.
     const environment = Object.entries({ ...withoutOurs(process.env), ...env }).map(
       ([key, value]) => `${key}=${value}`,
@@ -343,6 +348,13 @@ function withoutOurs(env: NodeJS.ProcessEnv): Record<string, string> {
     if (value !== undefined && !/^(STILLPOINT_|TEMPORAL_)/.test(key)) kept[key] = value;
   }
   return kept;
+}
+
+/** The programs run as they are built, also where this file runs from its source (vitest). */
+function repositoryRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package-lock.json'))) folder = dirname(folder);
+  return folder;
 }
 
 function children(pid: number): ProcessIdentity[] {
