@@ -1,7 +1,8 @@
 import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 
-import { problemCodes } from '@stillpoint/engine/api/problems.js';
+import { problemCodes, statusOf } from '@stillpoint/engine/api/problems.js';
 import { hostAgentErrorCodes } from '@stillpoint/host-agent/errors.js';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 
@@ -39,6 +40,14 @@ describe('the edge of the REST API', () => {
 
   it('knows every code of the host agent', () => {
     expect(problemCodes).toEqual(expect.arrayContaining([...hostAgentErrorCodes]));
+  });
+
+  it('has every code with its status in docs/api.md, and no other', async () => {
+    const text = await readFile(new URL('../../docs/api.md', import.meta.url), 'utf8');
+    const documented = [...text.matchAll(/^\| `([A-Z_]+)` \| (\d+) \|/gm)].map(
+      ([, code, status]) => `${code} ${status}`,
+    );
+    expect(documented.sort()).toEqual(problemCodes.map((code) => `${code} ${statusOf(code)}`).sort());
   });
 
   it('lives and is ready, and says what is not', async () => {
