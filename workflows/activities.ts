@@ -53,6 +53,8 @@ export interface Activities {
     state: 'failed' | 'cancelled' | 'cleanup-pending';
     error: { code: string; text: string } | undefined;
     pending: string[];
+    /** What could not be taken back: deleting the snapshot merges it later. */
+    left: PartsLeft | undefined;
   }): Promise<void>;
 
   /** Checks the input, the workflow id and the snapshot's state; row -> `deleting`. */
@@ -75,6 +77,12 @@ export interface WindowRequest {
   /** Snapshot id. */
   operation: string;
   window: string;
+}
+
+/** Parts that are still there though nothing was recorded. */
+export interface PartsLeft {
+  window: string;
+  parts: DiskPart[];
 }
 
 /** What acceptSnapshot decided. */

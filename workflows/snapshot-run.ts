@@ -1,5 +1,5 @@
 import { CancellationScope, upsertSearchAttributes } from '@temporalio/workflow';
-import type { Plan, Undone } from './activities.js';
+import type { PartsLeft, Plan, Undone } from './activities.js';
 import { type Quiesce, type SnapshotVmInput, type SnapshotVmResult, searchAttributes, windowIdOf } from './contract.js';
 import type { Circumstances, Decision, WindowEnd } from './decision.js';
 import { type Failure, failureOf, runFailure } from './failure.js';
@@ -164,6 +164,7 @@ export class SnapshotRun {
           state,
           error: { code: failed.failure.code, text: sentences.filter((sentence) => sentence !== '').join(' ') },
           pending: undone?.pending ?? [],
+          left: isClean ? undefined : leftOf(failed, undone),
         },
       ]),
     );
@@ -232,6 +233,13 @@ function planTable(plan: Plan): string {
     ...plan.leftOut.map((disk) => `| ${disk.target} | left out: ${cell(disk.reason)} |`),
   ];
   return ['| disk | |', '|---|---|', ...rows].join('\n');
+}
+
+/** The parts of the window that could not be taken back: what its undo did not see gone. */
+function leftOf({ end }: SnapshotFailed, undone: Undone | undefined): PartsLeft | undefined {
+  if (end?.prepared === undefined || end.verdict === undefined) return undefined;
+  const gone = new Set(undone?.disks.filter((disk) => disk.outcome !== 'pending').map((disk) => disk.overlay));
+  return { window: end.verdict.window.id, parts: end.prepared.parts.filter((part) => !gone.has(part.overlay)) };
 }
 
 /** In what state the guest is now: what a person must know first. */

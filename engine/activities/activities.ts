@@ -79,10 +79,10 @@ export function createActivities(deps: ActivityDeps): Activities {
         }
       }),
 
-    closeSnapshot: ({ snapshotId, state, error, pending }) =>
+    closeSnapshot: ({ snapshotId, left, ...end }) =>
       asFailure(() =>
         whileBeating(async () => {
-          if (!(await deps.catalogue.close(snapshotId, currentRun().runId, { state, error, pending }))) {
+          if (!(await deps.catalogue.close(snapshotId, currentRun().runId, { ...end, ...(left && { left }) }))) {
             throw refused({ snapshotId });
           }
         }),

@@ -45,6 +45,8 @@ export interface Catalogue {
       state: 'failed' | 'cancelled' | 'cleanup-pending';
       error: { code: string; text: string } | undefined;
       pending: string[];
+      /** Parts that could not be taken back: they become the row's, so that deleting it merges them. */
+      left?: { window: string; parts: DiskPart[] };
     },
   ): Promise<boolean>;
   /** `complete` | `cleanup-pending` | `failed` | `cancelled` | `deleting` by a run that is over -> `deleting` by this run. */

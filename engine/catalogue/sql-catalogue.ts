@@ -235,6 +235,7 @@ export class SqlCatalogue implements Catalogue {
       state: 'failed' | 'cancelled' | 'cleanup-pending';
       error: { code: string; text: string } | undefined;
       pending: string[];
+      left?: { window: string; parts: DiskPart[] };
     },
   ): Promise<boolean> {
     const closed = {
@@ -242,6 +243,7 @@ export class SqlCatalogue implements Catalogue {
       ended_at: new Date(),
       error: end.error === undefined ? null : JSON.stringify(end.error),
       pending: JSON.stringify(end.pending),
+      ...(end.left === undefined ? {} : { window_id: end.left.window, parts: JSON.stringify(end.left.parts) }),
     };
     return asked(async () => {
       if (

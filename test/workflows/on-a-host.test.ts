@@ -289,6 +289,23 @@ describe('deleteSnapshot on a host', () => {
     expect(await holder()).toBe('');
   });
 
+  it('merges what a failed run could not take back', async () => {
+    const refusal = host.world.inject('mergeOverlay', { reject: 'MERGE_FAILED' }, { vm: uuid, times: 100 });
+    const cut = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const run = await start();
+    await cut.hit;
+    host.world.inject('freezeStatus', { reject: 'AGENT_NOT_RESPONDING' }, { vm: uuid });
+    cut.release();
+    const failure = await failureOf(run.result());
+    expect(failure.type).toBe('CLEANUP_PENDING');
+    const [row] = await all.catalogue.listSnapshots({ vm: uuid, limit: 1 });
+    expect(row).toMatchObject({ state: 'cleanup-pending', error: { code: 'CONSISTENCY_LOST' } });
+    expect(await chainOf('vda')).toHaveLength(2);
+    refusal.remove();
+    await (await startDelete(row?.snapshotId ?? '')).result();
+    await leavesNothing();
+  });
+
   it('says that there is no such snapshot', async () => {
     const failure = await failureOf((await startDelete(randomUUID())).result());
     expect(failure.type).toBe('SNAPSHOT_NOT_FOUND');
