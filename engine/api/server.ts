@@ -8,6 +8,7 @@ import Fastify, {
   type FastifyReply,
   type FastifyRequest,
   type FastifySchemaCompiler,
+  LogController,
 } from 'fastify';
 import { createJsonSchemaTransform, jsonSchemaTransformObject, type ZodTypeProvider } from 'fastify-type-provider-zod';
 import type { z } from 'zod';
@@ -62,6 +63,8 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
     loggerInstance: log,
     bodyLimit: bodyLimitBytes,
     routerOptions: { maxParamLength: 300, ignoreTrailingSlash: false },
+    // Who looks is not worth a line; who changes something is: see below.
+    logController: new LogController({ disableRequestLogging: true }),
     // An open long-poll must not keep the engine from stopping.
     forceCloseConnections: true,
     frameworkErrors: (error, _request, reply) => {
@@ -75,6 +78,13 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
   app.setValidatorCompiler(zodValidator);
   app.setSerializerCompiler(() => (data) => JSON.stringify(data));
   app.addHook('onRequest', refuseOtherSites);
+  app.addHook('onSend', async (_request, reply) => {
+    reply.header('cache-control', 'no-store').header('x-content-type-options', 'nosniff');
+  });
+  app.addHook('onResponse', async (request, reply) => {
+    if (request.method === 'GET' || request.method === 'HEAD') return;
+    request.log.info({ method: request.method, url: request.url, status: reply.statusCode }, 'request');
+  });
   answerProblems(app);
 
   await app.register(swagger, {

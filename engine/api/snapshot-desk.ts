@@ -64,7 +64,7 @@ export class SnapshotDesk {
       bodyHash: hashOf({ vm: vm.uuid, ...request }),
     });
     // The first request with this key was seen through; it is this one's answer, whatever has become of it.
-    if (!isNew && (row.state !== 'accepted' || this.#followed.has(row.snapshotId))) return row;
+    if (!isNew && !(await this.#neverStarted(row))) return row;
 
     const started = await this.#runs
       .startSnapshot({ ...request, vm: vm.uuid, snapshotId: row.snapshotId }, { vmName: vm.name })
@@ -155,12 +155,12 @@ export class SnapshotDesk {
   }
 
   /**
-   * Forgets runs that are over and that nobody looked at since. And ends `accepted` rows that no run will take over: their engine died before it could
+   * Sees runs off that are over and that nobody looked at since. And ends `accepted` rows that no run will take over: their engine died before it could
    * start the run, or the run's first activity was refused. Rows that are young are left to whoever is about to start their run.
    */
   async sweep(): Promise<void> {
-    for (const [snapshotId, { run }] of this.#followed) {
-      if (!(await this.#isOpen(run))) this.#followed.delete(snapshotId);
+    for (const [snapshotId, followed] of this.#followed) {
+      if (!(await this.#isOpen(followed.run))) await this.#viewOfEnded(snapshotId, followed);
     }
     const rows = await this.#catalogue.listSnapshots({ state: 'accepted', limit: 200 });
     for (const row of rows) {
@@ -184,6 +184,12 @@ export class SnapshotDesk {
       throw new Problem('SNAPSHOT_NOT_FOUND', `There is no snapshot ${snapshotId}. See: stillpoint snapshot list.`);
     }
     return row;
+  }
+
+  /** The engine that accepted the row died before it could start the run, or Temporal did not say whether it was started. */
+  async #neverStarted(row: SnapshotRow): Promise<boolean> {
+    if (row.state !== 'accepted' || this.#followed.has(row.snapshotId)) return false;
+    return (await this.#runs.latest(row.vm))?.snapshotId !== row.snapshotId;
   }
 
   /** The row, with its run if that goes on: started by another engine, by a Temporal client, or before this engine's start. */

@@ -40,7 +40,7 @@ export class TemporalRuns implements Runs {
     const quiesce = input.quiesce ?? 'required';
     return this.#start('snapshotVm', input.vm, input.snapshotId, {
       args: [input],
-      staticSummary: `Snapshot of ${vmName}`,
+      staticSummary: summary(`Snapshot of ${vmName}`),
       staticDetails: [
         `Takes a live snapshot of **${markdown(vmName)}**${input.name === undefined ? '' : `, called **${markdown(input.name)}**`}.`,
         `Disks: ${input.disks?.join(', ') ?? 'all that can be snapshotted'}. Quiesce: ${quiesce}.`,
@@ -57,7 +57,7 @@ export class TemporalRuns implements Runs {
   startDelete(input: DeleteSnapshotInput, about: { vmName: string; snapshotName: string }): Promise<Started> {
     return this.#start('deleteSnapshot', input.vm, input.snapshotId, {
       args: [input],
-      staticSummary: `Deletion of a snapshot of ${about.vmName}`,
+      staticSummary: summary(`Deletion of a snapshot of ${about.vmName}`),
       staticDetails: `Deletes the snapshot **${markdown(about.snapshotName)}** of **${markdown(about.vmName)}**: its overlays are merged into their bases.`,
       typedSearchAttributes: [
         { key: vmKey, value: about.vmName },
@@ -212,4 +212,11 @@ function factsOf(description: WorkflowExecutionDescription): RunFacts {
 /** Names are other people's text, and the Temporal UI renders Markdown. */
 function markdown(text: string): string {
   return text.replace(/[\\`*_[\]<>#|]/g, '\\$&').replace(/\n/g, '  \n');
+}
+
+/** One line of at most 200 bytes: more is refused (https://docs.temporal.io/workflow-execution#user-metadata). */
+function summary(text: string): string {
+  let short = text.replace(/\s+/g, ' ');
+  while (Buffer.byteLength(short) > 200) short = short.slice(0, -1);
+  return short;
 }

@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { RunsUnavailable } from '@stillpoint/engine/api/runs.js';
 import type { HostVm } from '@stillpoint/engine/hosts/hosts.js';
 import type { Progress } from '@stillpoint/workflows';
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 
 import { someVm, unreachable } from './fakes.js';
 import { ServedApi } from './served.js';
@@ -121,6 +121,16 @@ describe('snapshots over the REST API', () => {
       const third = await post({ name: 'once', quiesce: 'skip' }, headers);
       expect(third).toMatchObject({ status: 202, body: first.body });
       expect(third.headers.location).toBe(first.headers.location);
+      expect(served.runs.runs.length).toBe(starts);
+    });
+
+    it('starts no second run for a key whose run was refused at its first step', async () => {
+      const headers = { 'idempotency-key': randomUUID() };
+      const first = await post({}, headers);
+      served.runs.end(first.body.id, 'FAILED', { code: 'VM_NOT_RUNNING', text: 'The VM is off.' });
+      await served.ask('GET', `/v1/snapshots/${first.body.id}`);
+      const starts = served.runs.runs.length;
+      expect(await post({}, headers)).toMatchObject({ status: 202, body: first.body });
       expect(served.runs.runs.length).toBe(starts);
     });
 
@@ -376,29 +386,45 @@ describe('snapshots over the REST API', () => {
   });
 });
 
-describe('an accepted snapshot whose engine died before the start of its run', () => {
-  it('is withdrawn when it is old, unless its run is there', async () => {
-    const served = await ServedApi.start({ vmsKeptMs: 0, acceptedLimitMs: 1 });
-    try {
-      const row = (snapshotId: string, vm: string) => ({
-        snapshotId,
-        vm,
-        vmName: 'web-1',
-        name: undefined,
-        description: undefined,
-        quiesce: 'required' as const,
-        idempotencyKey: undefined,
-        bodyHash: '',
-      });
-      const [lost, started] = [randomUUID(), randomUUID()];
-      const vm = randomUUID();
-      await served.runs.startSnapshot({ vm, snapshotId: started });
-      await served.catalogue.accept(row(started, vm));
-      await served.catalogue.accept(row(lost, randomUUID()));
-      await vi.waitFor(async () => expect(await served.catalogue.getSnapshot(lost)).toBeUndefined());
-      expect(await served.catalogue.getSnapshot(started)).toMatchObject({ state: 'accepted' });
-    } finally {
-      await served.stop();
-    }
+describe('an accepted snapshot', () => {
+  const row = (snapshotId: string, vm: string) => ({
+    snapshotId,
+    vm,
+    vmName: 'web-1',
+    name: undefined,
+    description: undefined,
+    quiesce: 'required' as const,
+    idempotencyKey: undefined,
+    bodyHash: '',
+  });
+
+  let served: ServedApi;
+  beforeEach(async () => {
+    served = await ServedApi.start({ vmsKeptMs: 0, acceptedLimitMs: 20 });
+  });
+  afterEach(() => served.stop());
+
+  it('is withdrawn when its engine died before the start of its run, and only then', async () => {
+    const [lost, started] = [randomUUID(), randomUUID()];
+    const vm = randomUUID();
+    await served.runs.startSnapshot({ vm, snapshotId: started });
+    await served.catalogue.accept(row(started, vm));
+    await served.catalogue.accept(row(lost, randomUUID()));
+    await vi.waitFor(async () => expect(await served.catalogue.getSnapshot(lost)).toBeUndefined());
+    expect(await served.catalogue.getSnapshot(started)).toMatchObject({ state: 'accepted' });
+  });
+
+  it('ends with its run’s words though nobody looked, also when a later run of the VM goes on', async () => {
+    const vm = someVm();
+    served.hosts.add('host-a', vm);
+    const { body } = await served.ask('POST', `/v1/vms/${vm.uuid}/snapshots`);
+    served.runs.end(body.id, 'FAILED', { code: 'VM_PAUSED', text: 'The VM is paused.' });
+    await served.runs.startSnapshot({ vm: vm.uuid, snapshotId: randomUUID() });
+    await vi.waitFor(async () =>
+      expect(await served.catalogue.getSnapshot(body.id)).toMatchObject({
+        state: 'failed',
+        error: { code: 'VM_PAUSED' },
+      }),
+    );
   });
 });
