@@ -74,6 +74,10 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
       advice: 'See its snapshots: stillpoint snapshot list.',
     });
   }
+  // Before the row is taken: as `deleting` it would stay so for ever.
+  if (row.host === undefined) {
+    throw new ActivityError('SNAPSHOT_STATE', `Snapshot ${input.snapshotId} was never begun on a host.`);
+  }
   if (!(await deps.catalogue.beginDeleting(input.snapshotId, run))) {
     throw new ActivityError(
       'SNAPSHOT_STATE',
@@ -83,9 +87,6 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
         metadata: { state: row.state },
       },
     );
-  }
-  if (row.host === undefined) {
-    throw new ActivityError('SNAPSHOT_STATE', `Snapshot ${input.snapshotId} was never begun on a host.`);
   }
   return {
     operation: idOfRun(run.runId, 'delete'),

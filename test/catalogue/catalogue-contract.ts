@@ -344,6 +344,15 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         expect(await other.getSnapshot(snapshotId)).toMatchObject(end);
       });
 
+      it('keeps the parts that could not be taken back, so that deleting it merges them', async () => {
+        const { runId, snapshotId, workflowId } = await running();
+        await one.beginUndoing(snapshotId, runId);
+        const left = { window: `${snapshotId}.1`, parts: [part('/i/a', '/i/a.1')] };
+        await one.close(snapshotId, runId, { state: 'cleanup-pending', error: undefined, pending: ['vda'], left });
+        expect(await other.getSnapshot(snapshotId)).toMatchObject({ windowId: left.window, parts: left.parts });
+        expect(await one.beginDeleting(snapshotId, { workflowId, runId: randomUUID() })).toBe(true);
+      });
+
       it('closes an accepted row whose run never took it over', async () => {
         const request = accepted();
         await one.accept(request);
