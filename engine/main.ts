@@ -18,12 +18,18 @@ const program = new Command('stillpoint-engine')
   .option('--config <path>', `configuration (default: ${defaultConfigPath})`);
 const { config: path } = program.parse().opts<{ config?: string }>();
 
-try {
-  const config = readConfig(path === undefined ? {} : { path });
-  await run(config, await temporalSettings());
-} catch (error) {
-  process.stderr.write(`stillpoint-engine: ${error instanceof Error ? error.message : String(error)}\n`);
-  process.exitCode = error instanceof ConfigError || error instanceof TemporalError ? exitConfig : 1;
+// Not by itself: Temporal's runtime, once installed, keeps a process alive that has nothing left to do.
+process.exit(await main());
+
+async function main(): Promise<number> {
+  try {
+    const config = readConfig(path === undefined ? {} : { path });
+    await run(config, await temporalSettings());
+    return 0;
+  } catch (error) {
+    process.stderr.write(`stillpoint-engine: ${error instanceof Error ? error.message : String(error)}\n`);
+    return error instanceof ConfigError || error instanceof TemporalError ? exitConfig : 1;
+  }
 }
 
 async function temporalSettings(): Promise<TemporalSettings> {
@@ -50,14 +56,17 @@ async function run(config: EngineConfig, temporal: TemporalSettings): Promise<vo
   });
 
   log.info({ version, role: config.role, listen: config.listen }, 'starting');
-  const { Engine } = await import('./engine.js');
-  const engine = await Engine.start(config, temporal, log);
   try {
-    // Without a worker nothing can fail here: an API alone goes on until it is told to stop.
-    const signal = await Promise.race([stopAsked, engine.failed.then(() => stopAsked)]);
-    log.info({ signal }, 'stopping');
+    const { Engine } = await import('./engine.js');
+    const engine = await Engine.start(config, temporal, log);
+    try {
+      // Without a worker nothing can fail here: an API alone goes on until it is told to stop.
+      const signal = await Promise.race([stopAsked, engine.failed.then(() => stopAsked)]);
+      log.info({ signal }, 'stopping');
+    } finally {
+      await engine.stop();
+    }
   } finally {
-    await engine.stop();
     await flush();
   }
 }

@@ -58,10 +58,12 @@ class ProgressDrawing implements ProgressView {
 
   show({ vm, progress }: SnapshotView): void {
     if (progress === null) return;
-    const width = Math.max(...progress.steps.map((step) => step.name.length), 0) + 2;
     const lines = [
       `${vm.name}: ${progress.state}`,
-      ...progress.steps.map((step) => `  ${clock(step)}  ${step.name.padEnd(width)}${outcome(step)}`),
+      ...progress.steps.map(
+        (step) =>
+          `  ${clock(step)}  ${took(step).padStart(8)}  ${step.name}${step.error === null ? '' : `: ${step.error}`}`,
+      ),
       ...(progress.waiting === null ? [] : [`  waiting: ${progress.waiting}`]),
     ].map((line) => cut(plain(line), this.#columns()));
     this.#terminal.err(`${this.#drawn === 0 ? '' : `\u001b[${this.#drawn}A`}\u001b[0J${lines.join('\n')}\n`);
@@ -76,8 +78,12 @@ class ProgressDrawing implements ProgressView {
 }
 
 function outcome(step: Step): string {
-  if (step.ms === null) return `${duration(Math.max(0, Date.now() - Date.parse(step.startedAt)))} …`;
-  return step.error === null ? duration(step.ms) : `failed after ${duration(step.ms)}: ${step.error}`;
+  return step.error === null ? took(step) : `failed after ${took(step)}: ${step.error}`;
+}
+
+/** How long it took; of a step that runs, how long it has taken so far. */
+function took({ startedAt, ms }: Step): string {
+  return ms === null ? `${duration(Math.max(0, Date.now() - Date.parse(startedAt)))} …` : duration(ms);
 }
 
 /** 12:30:05.123, UTC as everywhere. */
