@@ -27,6 +27,7 @@ export interface Attached {
 }
 
 const firstPauseMs = 250;
+const answerWithinMs = 3_000;
 
 /**
  * Prepares the cluster and makes the worker, and tries again, visibly, for as long as it takes: a cluster that is away for a while, or that an
@@ -58,6 +59,8 @@ export async function attach(options: AttachOptions): Promise<Attached> {
 
 async function attachOnce({ settings, connected, searchAttributes, makeWorker }: AttachOptions): Promise<Attached> {
   const { connection } = connected;
+  // Without a deadline the client would repeat its calls for a minute by itself, and nobody would see that.
+  await connection.withDeadline(Date.now() + answerWithinMs, () => connection.workflowService.getSystemInfo({}));
   await requireNamespace(connection, settings.namespace);
   await registerSearchAttributes(connection, settings.namespace, searchAttributes);
   if (makeWorker === undefined) return { worker: undefined, close: async () => {} };
