@@ -306,6 +306,30 @@ describe('deleteSnapshot on a host', () => {
     await leavesNothing();
   });
 
+  it('takes back what a terminated run had made when its snapshot is deleted', async () => {
+    const held = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const run = await start();
+    await held.hit;
+    await run.terminate('an administrator lost patience');
+    held.release();
+    const [row] = await all.catalogue.listSnapshots({ vm: uuid, limit: 1 });
+    expect(row?.state).toBe('running');
+    await (await startDelete(row?.snapshotId ?? '')).result();
+    await leavesNothing();
+    expect((await all.catalogue.getSnapshot(row?.snapshotId ?? ''))?.state).toBe('deleted');
+  });
+
+  it('deletes a snapshot of a VM that a terminated run still holds, and cleans up after that run', async () => {
+    const kept = await snapshot();
+    const held = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const run = await start();
+    await held.hit;
+    await run.terminate('an administrator lost patience');
+    held.release();
+    await (await startDelete(kept.snapshotId)).result();
+    await leavesNothing();
+  });
+
   it('says that there is no such snapshot', async () => {
     const failure = await failureOf((await startDelete(randomUUID())).result());
     expect(failure.type).toBe('SNAPSHOT_NOT_FOUND');

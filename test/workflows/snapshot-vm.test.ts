@@ -18,6 +18,7 @@ import {
   fails,
   heldVerdict,
   lostVerdict,
+  noSignOfLife,
   planOf,
   type Script,
   ScriptedActivities,
@@ -244,8 +245,7 @@ describe('a freeze that fails', () => {
 describe('the verdict', () => {
   it('records a held window though the answer of its cut was lost', async () => {
     const run = await start({
-      // No heartbeat: Temporal gives the worker up after 3 s.
-      snapshotLocalDisks: () => new Promise(() => {}),
+      snapshotLocalDisks: () => noSignOfLife(),
     });
     expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
     expect(run.names()).not.toContain('undoWindow');
@@ -339,7 +339,7 @@ describe('a second window', () => {
   it('follows a worker that died in the middle of a cut', async () => {
     const run = await start({
       snapshotLocalDisks: ({ window }) =>
-        window.endsWith('.1') ? new Promise(() => {}) : Promise.resolve({ parts: [], transactionMs: 1 }),
+        window.endsWith('.1') ? noSignOfLife() : Promise.resolve({ parts: [], transactionMs: 1 }),
       thawFileSystems: async ({ window }) =>
         window.endsWith('.1') ? lostVerdict(window, 'THAWED_EARLY') : heldVerdict(window),
     });
