@@ -96,6 +96,7 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     host: row.host,
     window: row.windowId ?? '',
     parts: row.parts,
+    leftOpen: row.result === undefined && row.endedAt === undefined,
   };
 }
 

@@ -1,10 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Activities, MergedPart, Undone } from '@stillpoint/workflows';
+import { type Activities, type MergedPart, type Undone, windowIdOf } from '@stillpoint/workflows';
 import { isHostError } from '../hosts/errors.js';
 import type { HostMergeProgress, HostMergeResult } from '../hosts/hosts.js';
 import type { ActivityDeps } from './deps.js';
 import { codeOf, isPassing } from './failure.js';
 import { mergedParts, overlaysOf } from './parts.js';
+import { cleanUpAfterDeadRun } from './prepare.js';
 import { refused } from './record.js';
 import { currentRun } from './run.js';
 
@@ -28,22 +29,33 @@ export async function undoWindow(
   return { complete: merged.complete, disks, pending: pendingOf(disks) };
 }
 
-/** Merges a recorded snapshot's overlays into their bases. */
+/** A frozen window, a second one after a lost connection, and an unfrozen one: no run opens more. */
+const mostWindows = 3;
+
+/** Merges a recorded snapshot's overlays into their bases; of a snapshot whose run died with it open: takes back what its windows made. */
 export async function deleteParts(
   deps: ActivityDeps,
-  { host, vm, operation, window, parts }: Parameters<Activities['deleteParts']>[0],
+  plan: Parameters<Activities['deleteParts']>[0],
   signal: AbortSignal,
   tell: Tell,
 ): Promise<{ complete: boolean; disks: MergedPart[] }> {
+  if (plan.leftOpen) return takeBackLeftOpen(deps, plan, signal, tell);
+  const { host: name, vm, operation, window, parts } = plan;
   if (parts.length === 0) return { complete: true, disks: [] };
-  const merged = await patiently(deps, signal, tell, (onProgress) =>
-    deps.hosts
-      .host(host)
-      .deleteSnapshot(
-        { vm: vm.uuid, operation, installation: deps.installationId, window, overlays: overlaysOf(parts) },
-        { signal, onProgress },
-      ),
-  );
+  const host = deps.hosts.host(name);
+  const request = { vm: vm.uuid, operation, installation: deps.installationId, window, overlays: overlaysOf(parts) };
+  const merged = await patiently(deps, signal, tell, async (onProgress) => {
+    try {
+      return await host.deleteSnapshot(request, { signal, onProgress });
+    } catch (error) {
+      const dead = isHostError(error, 'BUSY') ? error.metadata.staleOperation : undefined;
+      if (!isHostError(error) || dead === undefined) throw error;
+      // Only this run is open under the VM's workflow id: who else of this installation holds the VM is dead.
+      const stale = { vm: vm.uuid, operation: dead, window: error.metadata.staleWindow ?? '' };
+      await cleanUpAfterDeadRun(deps, host, stale, signal);
+      return await host.deleteSnapshot(request, { signal, onProgress });
+    }
+  });
   if ('gaveUp' in merged) {
     const disks = parts.map(({ target, overlay, path }): MergedPart => {
       return { target, overlay, path, outcome: 'pending', detail: merged.gaveUp };
@@ -51,6 +63,28 @@ export async function deleteParts(
     return { complete: false, disks };
   }
   return { complete: merged.complete, disks: mergedParts(merged) };
+}
+
+async function takeBackLeftOpen(
+  deps: ActivityDeps,
+  { host: name, vm, snapshotId }: Parameters<Activities['deleteParts']>[0],
+  signal: AbortSignal,
+  tell: Tell,
+): Promise<{ complete: boolean; disks: MergedPart[] }> {
+  const host = deps.hosts.host(name);
+  const disks: MergedPart[] = [];
+  for (let attempt = 1; attempt <= mostWindows; attempt += 1) {
+    const undone = await patiently(deps, signal, tell, (onProgress) =>
+      host.undo({ vm: vm.uuid, window: windowIdOf(snapshotId, attempt) }, { signal, onProgress }),
+    );
+    if ('gaveUp' in undone) {
+      disks.push({ target: vm.name, overlay: '', path: '', outcome: 'pending', detail: undone.gaveUp });
+      return { complete: false, disks };
+    }
+    disks.push(...mergedParts(undone));
+  }
+  await host.release({ vm: vm.uuid, operation: snapshotId }, { signal });
+  return { complete: disks.every((disk) => disk.outcome !== 'pending'), disks };
 }
 
 /**

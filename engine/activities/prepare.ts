@@ -50,7 +50,7 @@ export async function prepare(
  * Ends what a dead run left: only one run can be open under a VM's workflow id, and that is the one that asks. What it recorded stays; what it did not is
  * undone. The row decides, by the same conditional update as everywhere.
  */
-async function cleanUpAfterDeadRun(
+export async function cleanUpAfterDeadRun(
   deps: ActivityDeps,
   host: HostClient,
   dead: { vm: string; operation: string; window: string },

@@ -168,7 +168,7 @@ export const snapshotView = z
     error: errorText.nullable(),
     pending: z.array(z.string()).describe('What remains to be cleaned up, and what will end it'),
     run: z.object({ workflowId: z.string(), runId: z.string() }).nullable(),
-    progress: progress.nullable().describe('While its run goes on: from the run itself'),
+    progress: progress.nullable().describe('The steps, from the run itself, for as long as Temporal keeps it'),
   })
   .meta({ id: 'Snapshot' });
 export type SnapshotView = z.infer<typeof snapshotView>;

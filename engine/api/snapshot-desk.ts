@@ -91,9 +91,16 @@ export class SnapshotDesk {
       if (progress !== undefined && progress.state !== 'done') return viewOf(followed.row, { ...followed, progress });
       if (progress === undefined && (await this.#isOpen(followed.run)))
         return viewOf(followed.row, { ...followed, progress });
-      return this.#viewOfEnded(snapshotId, followed);
+      return this.#withSteps(await this.#viewOfEnded(snapshotId, followed));
     }
-    return viewOf(followed);
+    return this.#withSteps(viewOf(followed));
+  }
+
+  /** The steps of a run that is over, for as long as Temporal keeps it and a worker can tell; how long each took is what people ask afterwards. */
+  async #withSteps(view: SnapshotView): Promise<SnapshotView> {
+    if (view.run === null || view.state === 'deleted') return view;
+    const progress = await this.#runs.progress(view.run, this.#times.progressTimeoutMs);
+    return progress === undefined ? view : { ...view, progress: progressView(progress) };
   }
 
   /** As `view`, once the run is over or `signal` has aborted. */
@@ -118,7 +125,10 @@ export class SnapshotDesk {
    */
   async remove(snapshotId: string): Promise<SnapshotRow> {
     const row = await this.#row(snapshotId);
-    if (row.state === 'deleted' || (row.state !== 'deleting' && inFlight.includes(row.state))) {
+    const goesOn =
+      row.state !== 'deleting' && inFlight.includes(row.state) && (await this.#runOf(row, 'snapshot'))?.isOpen;
+    // One whose run was terminated, and so never ended its row, is deleted like any other.
+    if (row.state === 'deleted' || row.state === 'accepted' || goesOn) {
       throw new Problem(
         'SNAPSHOT_STATE',
         row.state === 'deleted'
@@ -322,19 +332,20 @@ function viewOf(
     error: row.error ?? null,
     pending: row.pending,
     run: run ?? null,
-    progress:
-      progress === undefined
-        ? null
-        : {
-            state: progress.state,
-            waiting: progress.waiting ?? null,
-            steps: progress.steps.map((step) => ({
-              name: step.name,
-              startedAt: step.startedAt,
-              ms: step.ms ?? null,
-              error: step.error ?? null,
-            })),
-          },
+    progress: progress === undefined ? null : progressView(progress),
+  };
+}
+
+function progressView(progress: Progress): SnapshotView['progress'] {
+  return {
+    state: progress.state,
+    waiting: progress.waiting ?? null,
+    steps: progress.steps.map(({ name, startedAt, ms, error }) => ({
+      name,
+      startedAt,
+      ms: ms ?? null,
+      error: error ?? null,
+    })),
   };
 }
 

@@ -49,7 +49,7 @@ export interface Catalogue {
       left?: { window: string; parts: DiskPart[] };
     },
   ): Promise<boolean>;
-  /** `complete` | `cleanup-pending` | `failed` | `cancelled` | `deleting` by a run that is over -> `deleting` by this run. */
+  /** `complete` | `cleanup-pending` | `failed` | `cancelled`, or in any state by a run of the same workflow id that is over -> `deleting` by this run. */
   beginDeleting(snapshotId: string, run: { workflowId: string; runId: string }): Promise<boolean>;
   /**
    * `deleting` -> `deleted`; every other snapshot of the VM whose image was one of `merged[].overlay` now has it in `merged[].path`.

@@ -274,8 +274,11 @@ export class SqlCatalogue implements Catalogue {
         .where((where) =>
           where.or([
             where('state', 'in', ['complete', 'cleanup-pending', 'failed', 'cancelled']),
-            // Only one run is open under a VM's workflow id: another one that was deleting under it is over.
-            where.and([where('state', '=', 'deleting'), where('workflow_id', '=', run.workflowId)]),
+            // Only one run is open under a VM's workflow id: another one that was at work under it is over.
+            where.and([
+              where('state', 'in', ['running', 'recording', 'undoing', 'deleting']),
+              where('workflow_id', '=', run.workflowId),
+            ]),
           ]),
         )
         .returning('snapshot_id')

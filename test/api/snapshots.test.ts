@@ -220,7 +220,7 @@ describe('snapshots over the REST API', () => {
         grade: 'filesystem',
         partial: true,
         window: { ms: 25 },
-        progress: null,
+        progress: { state: 'done', steps: [{ name: 'freeze file systems', ms: 12 }, {}] },
         run: { workflowId: `vm-${vm.uuid}` },
       });
     });
@@ -339,6 +339,14 @@ describe('snapshots over the REST API', () => {
         status: 409,
         body: { code: 'SNAPSHOT_STATE', state: 'deleted' },
       });
+    });
+
+    it('deletes what a terminated run has left', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      served.runs.end(body.id, 'TERMINATED');
+      expect((await served.ask('DELETE', `/v1/snapshots/${body.id}`)).status).toBe(202);
+      expect(served.runs.inputs.at(-1)).toEqual({ vm: vm.uuid, snapshotId: body.id });
     });
 
     it('answers 409 while the snapshot is being made, or its VM is busy, and 404 to an unknown one', async () => {

@@ -386,6 +386,14 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         expect((await other.getSnapshot(strangers))?.parts).toEqual([part('/i/a.1', '/i/a.2')]);
       });
 
+      it('lets a deletion of the same VM take over where a dead run was making the snapshot, and no other', async () => {
+        const { snapshotId, workflowId } = await running();
+        const runId = randomUUID();
+        expect(await one.beginDeleting(snapshotId, { workflowId: 'vm-other', runId })).toBe(false);
+        expect(await one.beginDeleting(snapshotId, { workflowId, runId })).toBe(true);
+        expect(await one.finishDeleting(snapshotId, runId, [])).toBe(true);
+      });
+
       it('lets a later run of the same VM go on where a dead one was deleting, and no other', async () => {
         const vm = randomUUID();
         const id = await complete(vm, [part('/i/a', '/i/a.1')]);
