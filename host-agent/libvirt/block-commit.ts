@@ -1,6 +1,7 @@
 import { HostAgentError } from '../errors.js';
 import type { Disk } from '../hypervisor.js';
 import { BlockCommitFlag, BlockJobAbortFlag, type LibvirtClient } from './client.js';
+import { type Mirror, readDomainXml } from './domain-xml.js';
 import { ErrorNumber, LibvirtError } from './errors.js';
 import type { BlockJobEvent, Domain } from './procedures.js';
 
@@ -8,6 +9,8 @@ import type { BlockJobEvent, Domain } from './procedures.js';
 const ACTIVE_COMMIT = 4;
 /** Progress is asked for so often, in ms; also what notices the end of a job whose event was lost with a connection. */
 const POLL_MS = 500;
+/** libvirt waits 30 s for the domain's job, and then for storage: an answer of its own is worth more than a timeout of ours. In ms. */
+const CALL_MS = 120_000;
 
 export interface CommitOptions {
   onProgress?: (progress: { doneBytes: number; totalBytes: number }) => void;
@@ -40,13 +43,17 @@ export async function commitImage(
     throw new HostAgentError('MERGE_FAILED', `${image} has no image below it that is a file or a block device.`);
   }
 
-  const running = await client.getBlockJobInfo(domain, disk.target);
+  const running = await client.getBlockJobInfo(domain, disk.target, { timeoutMs: CALL_MS });
   if (running === null) {
     const flags = isActive ? BlockCommitFlag.active : 0;
-    await client.blockCommit(domain, disk.target, { base: base.path, top: image }, flags);
-  } else if (running.type !== ACTIVE_COMMIT || !isActive) {
-    // Only of an active commit can be told which image it commits.
-    throw new HostAgentError('BLOCK_JOB_ACTIVE', `A block job of type ${running.type} runs on ${disk.target}.`);
+    const images = { base: base.path, top: image };
+    await client.blockCommit(domain, disk.target, images, flags, { timeoutMs: CALL_MS });
+  } else {
+    // Only of an active commit can be told what it commits, and where to: one into a deeper base is another program's, and not ours to complete.
+    const mirror = isActive && running.type === ACTIVE_COMMIT ? await mirrorOf(client, domain, disk.target) : undefined;
+    if (mirror === undefined || !mirror.isActiveCommit || mirror.path !== base.path) {
+      throw new HostAgentError('BLOCK_JOB_ACTIVE', `A block job of type ${running.type} runs on ${disk.target}.`);
+    }
   }
 
   await untilEnded(client, domain, disk.target, isActive, options);
@@ -72,11 +79,13 @@ async function untilEnded(
     const changed = nextChange(client, domain, disk, signal);
     try {
       signal?.throwIfAborted();
-      const job = await client.getBlockJobInfo(domain, disk);
+      const job = await client.getBlockJobInfo(domain, disk, { timeoutMs: CALL_MS });
       if (job === null) return;
       onProgress?.({ doneBytes: Number(job.cursor), totalBytes: Number(job.end) });
-      // libvirt reports an end beyond the cursor until the job is ready (virDomainGetBlockJobInfo).
-      if (isActive && job.cursor === job.end && (await pivot(client, domain, disk))) continue;
+      // libvirt reports an end beyond the cursor until the job is ready (virDomainGetBlockJobInfo), and of a guest that never pauses in its
+      // writing also afterwards: the job always lags a little then, and the definition alone tells that it is ready.
+      const isReady = async () => job.cursor === job.end || (await mirrorOf(client, domain, disk))?.isReady === true;
+      if (isActive && (await isReady()) && (await pivot(client, domain, disk))) continue;
       await changed.promise;
     } finally {
       changed.stop();
@@ -84,10 +93,14 @@ async function untilEnded(
   }
 }
 
+async function mirrorOf(client: LibvirtClient, domain: Domain, disk: string): Promise<Mirror | undefined> {
+  return readDomainXml(await client.getXml(domain)).mirrors.get(disk);
+}
+
 /** Switches the disk to the committed image; false when the job is not ready after all. */
 async function pivot(client: LibvirtClient, domain: Domain, disk: string): Promise<boolean> {
   try {
-    await client.blockJobAbort(domain, disk, BlockJobAbortFlag.pivot);
+    await client.blockJobAbort(domain, disk, BlockJobAbortFlag.pivot, { timeoutMs: CALL_MS });
     return true;
   } catch (error) {
     // 'not ready for pivot yet', or ended meanwhile: the next look tells.

@@ -18,6 +18,17 @@ export interface DomainDefinition {
   /** What the definition's libosinfo metadata says. */
   os: GuestOs | undefined;
   disks: Disk[];
+  /** Copies and active commits that run, by their disk's target. */
+  mirrors: Map<string, Mirror>;
+}
+
+/** A block job that copies a disk's writes into another image until somebody switches the disk to it. */
+export interface Mirror {
+  isActiveCommit: boolean;
+  /** Path of the image it writes to; undefined: no file or block device. */
+  path: string | undefined;
+  /** It has caught up: the disk can be switched. */
+  isReady: boolean;
 }
 
 /** Reads a domain's XML, live or inactive. */
@@ -30,6 +41,7 @@ export function readDomainXml(xml: string): DomainDefinition {
     guestAgent: guestAgentOf(domain),
     os: osOf(domain),
     disks: disksOf(domain).map(readDisk),
+    mirrors: mirrorsOf(domain),
   };
 }
 
@@ -108,6 +120,21 @@ function readDisk(disk: XmlElement): Disk {
         ? [{ path, format, kind }, ...backingChain(disk)]
         : [],
   };
+}
+
+function mirrorsOf(domain: XmlElement): Map<string, Mirror> {
+  const mirrors = new Map<string, Mirror>();
+  for (const disk of disksOf(domain)) {
+    const mirror = disk.child('mirror');
+    if (mirror === undefined) continue;
+    const source = mirror.child('source');
+    mirrors.set(targetOf(disk), {
+      isActiveCommit: mirror.attribute('job') === 'active-commit',
+      path: pathOf(kindOf(mirror.attribute('type'), source), source),
+      isReady: mirror.attribute('ready') === 'yes',
+    });
+  }
+  return mirrors;
 }
 
 /** The images below, as far down as they are files and block devices. */
