@@ -17,7 +17,8 @@ export interface Hypervisor {
   getVm(uuid: string): Promise<Vm>;
   /**
    * As getVm, but read after every modifying job of the domain: XML read while a snapshot runs is the old one (invariant 9).
-   * `inactive` holds the disks of the persistent definition; absent for a transient domain. Errors: VM_NOT_FOUND, HYPERVISOR_BUSY.
+   * Each disk's `blockJob` is asked for. `inactive` holds the disks of the persistent definition; absent for a transient domain.
+   * Errors: VM_NOT_FOUND, VM_NOT_RUNNING (stopped meanwhile), HYPERVISOR_BUSY.
    */
   getVmBehindJob(uuid: string): Promise<{ vm: Vm; inactive?: Disk[] }>;
 
@@ -143,7 +144,7 @@ export interface Disk {
   readOnly: boolean;
   shareable: boolean;
   transient: boolean;
-  /** A block job (mirror, commit, pull) runs on it. */
+  /** A block job runs on it: any kind where it was read behind the job, else only what the definition shows (a copy or an active commit). */
   blockJob: boolean;
   /** Paths of the backing chain as libvirt knows it, active image first; only file and block images. */
   chain: ChainImage[];

@@ -131,7 +131,7 @@ class LibvirtHypervisor implements Hypervisor {
   async getVmBehindJob(uuid: string): Promise<{ vm: Vm; inactive?: Disk[] }> {
     await this.#waitForJob(uuid);
     const vm = await this.#ask(uuid, 'read', async () => {
-      return this.#describe(await this.#client.lookupByUuid(uuid), JOB_CALL_MS);
+      return this.#withBlockJobs(await this.#describe(await this.#client.lookupByUuid(uuid), JOB_CALL_MS));
     });
     if (!vm.persistent) return { vm };
     const inactive = await this.#ask(uuid, 'read', () => this.#definition(domainRef(uuid), DomainXmlFlag.inactive));
@@ -330,6 +330,20 @@ class LibvirtHypervisor implements Hypervisor {
         disks: definition.disks,
       };
     });
+  }
+
+  /** Pulls and commits below the active image are not in the XML; to ask for them takes the domain's job. */
+  async #withBlockJobs(vm: Vm): Promise<Vm> {
+    if (vm.state === 'shut-off') return vm;
+    const options = { timeoutMs: JOB_CALL_MS };
+    const disks = vm.disks.map(async (disk) => {
+      if (disk.blockJob || disk.chain.length === 0) return disk;
+      return {
+        ...disk,
+        blockJob: (await this.#client.getBlockJobInfo(domainRef(vm.uuid), disk.target, options)) !== null,
+      };
+    });
+    return { ...vm, disks: await Promise.all(disks) };
   }
 
   async #isMigrating(domain: Domain, jobWaitMs: number): Promise<boolean> {

@@ -267,7 +267,7 @@ class Session implements SimulatedSession {
       await this.#world.existingVm(uuid).domainJob.run(async () => undefined);
       const vm = this.#world.existingVm(uuid);
       const inactive = vm.describeInactive();
-      return { vm: vm.describe(), ...(inactive === undefined ? {} : { inactive }) };
+      return { vm: vm.describe(true), ...(inactive === undefined ? {} : { inactive }) };
     });
   }
 

@@ -279,7 +279,8 @@ export class SimulatedVm {
     this[definition]?.set(target, { source, format, ...(recorded === undefined ? {} : { recorded }) });
   }
 
-  describe(): Vm {
+  /** @param behindJob only there is every block job told; libvirt's XML shows active commits alone. */
+  describe(behindJob = false): Vm {
     const definition = this.live ?? this.inactive ?? new Map();
     return {
       uuid: this.uuid,
@@ -296,12 +297,14 @@ export class SimulatedVm {
             ? 'connected'
             : 'disconnected',
       migrating: this.migrating,
-      disks: this.#describeDisks(definition, this.running),
+      disks: this.#describeDisks(definition, { wholeChain: this.running, behindJob }),
     };
   }
 
   describeInactive(): Disk[] | undefined {
-    return this.inactive === undefined ? undefined : this.#describeDisks(this.inactive, false);
+    return this.inactive === undefined
+      ? undefined
+      : this.#describeDisks(this.inactive, { wholeChain: false, behindJob: false });
   }
 
   /** Paths that its QEMU has open: every image of every live chain. */
@@ -313,12 +316,13 @@ export class SimulatedVm {
   }
 
   /** libvirt tells the whole chain of a running domain; of the persistent definition only what that names. */
-  #describeDisks(definition: Definition, wholeChain: boolean): Disk[] {
+  #describeDisks(definition: Definition, told: { wholeChain: boolean; behindJob: boolean }): Disk[] {
     return this.#disks.map((disk): Disk => {
       const kind = disk.kind ?? 'file';
       const defined = definition.get(disk.target);
       const source = defined?.source;
       const chain = source === undefined ? [] : this.#files.chain(source);
+      const job = this.running ? this.blockJobs.get(disk.target) : undefined;
       return {
         target: disk.target,
         device: disk.device ?? 'disk',
@@ -330,8 +334,8 @@ export class SimulatedVm {
         readOnly: disk.readOnly ?? false,
         shareable: disk.shareable ?? false,
         transient: disk.transient ?? false,
-        blockJob: this.running && this.blockJobs.has(disk.target),
-        chain: (wholeChain ? chain : [...chain.slice(0, 1), ...(defined?.recorded ?? [])]).map((image, i) => ({
+        blockJob: job !== undefined && (told.behindJob || job.overlay === source),
+        chain: (told.wholeChain ? chain : [...chain.slice(0, 1), ...(defined?.recorded ?? [])]).map((image, i) => ({
           path: i === 0 ? (source ?? image.path) : image.path,
           format: image.format,
           kind: image.kind,

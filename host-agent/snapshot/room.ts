@@ -139,7 +139,8 @@ class Room implements SnapshotRoom {
   }) {
     checkWindow(request.window);
     return await this.#queue.run(request.vm, async () => {
-      const vm = await this.#hypervisor.getVm(request.vm);
+      // Behind the job: only there are all block jobs seen, which libvirt would refuse the cut for, inside the window.
+      const { vm } = await this.#hypervisor.getVmBehindJob(request.vm);
       refuseState(vm);
       const locals = await this.#localDisks(vm, request.localDisks);
       const pinned = { domainId: vm.domainId, disks: await this.#pin(vm, request.setDisks) };

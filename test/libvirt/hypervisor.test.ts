@@ -26,6 +26,9 @@ beforeEach(async () => {
   libvirtd.answer(Procedures.domainHasManagedSaveImage, (call) => call.reply((w) => w.int(0)));
   libvirtd.answer(Procedures.domainIsPersistent, (call) => call.reply((w) => w.int(1)));
   libvirtd.answer(Procedures.domainGetJobStats, (call) => call.reply((w) => w.int(0).uint(0)));
+  libvirtd.answer(Procedures.domainGetBlockJobInfo, (call) =>
+    call.reply((w) => w.int(0).int(0).uhyper(0n).uhyper(0n).uhyper(0n)),
+  );
   libvirtd.answer(Procedures.connectListAllDomains, (call) => call.reply((w) => writeDomain(w.uint(1)).uint(1)));
   hypervisor = createLibvirtHypervisor({ socketPath: libvirtd.path, reconnectMinMs: 1, reconnectMaxMs: 5 });
   await hypervisor.start();
@@ -412,6 +415,19 @@ describe('A description', () => {
     expect((await behind).inactive?.map(({ target }) => target)).toEqual(['vda', 'vdb']);
   });
 
+  it('behind the job tells of a block job that the definition does not show', async () => {
+    libvirtd.answer(Procedures.domainGetBlockInfo, (call) => call.fail({ number: 8 }));
+    const pull = 1;
+    libvirtd.answer(Procedures.domainGetBlockJobInfo, (call) =>
+      call.reply((w) => w.int(1).int(pull).uhyper(0n).uhyper(1n).uhyper(10n)),
+    );
+    const { vm } = await hypervisor.getVmBehindJob(uuid);
+    expect(vm.disks.map(({ target, blockJob }) => [target, blockJob])).toEqual([
+      ['vda', true],
+      ['vdb', false],
+    ]);
+  });
+
   it('that makes no sense is an error of its own, and hides no other VM', async () => {
     libvirtd.answer(Procedures.domainGetXmlDesc, (call) => call.reply((w) => w.string('<domain>')));
     expect(await codeOf(hypervisor.getVm(uuid))).toBe('LIBVIRT_PROTOCOL');
@@ -420,14 +436,17 @@ describe('A description', () => {
 });
 
 describe('Merging an overlay', () => {
-  const chain = (...paths: string[]) => {
+  const chain = (...paths: string[]) => mirrored('', ...paths);
+  const activeCommit = (base: string, ready = '') =>
+    `<mirror type='file' job='active-commit'${ready}><format type='qcow2'/><source file='${base}'/></mirror>`;
+  const mirrored = (mirror: string, ...paths: string[]) => {
     const [top, ...below] = paths;
     const stores = below.reduceRight(
       (inner, path) =>
         `<backingStore type='file'><format type='qcow2'/><source file='${path}'/>${inner}</backingStore>`,
       '',
     );
-    return `<domain id='7'><name>web-1</name><uuid>${uuid}</uuid><devices><disk type='file'><driver type='qcow2'/><source file='${top}'/>${stores}<target dev='vda'/></disk></devices></domain>`;
+    return `<domain id='7'><name>web-1</name><uuid>${uuid}</uuid><devices><disk type='file'><driver type='qcow2'/><source file='${top}'/>${stores}${mirror}<target dev='vda'/></disk></devices></domain>`;
   };
   let definition: string;
   let job: { type: number; cursor: bigint; end: bigint } | undefined;
@@ -502,6 +521,7 @@ describe('Merging an overlay', () => {
 
   it('joins an active commit that runs already', async () => {
     job = { type: 4, cursor: 10n, end: 10n };
+    definition = mirrored(activeCommit('/b'), '/c', '/b', '/a');
     const merged = hypervisor.mergeOverlay(uuid, 'vda', '/c');
     const pivot = await libvirtd.calls(Procedures.domainBlockJobAbort).next();
     job = undefined;
@@ -509,6 +529,26 @@ describe('Merging an overlay', () => {
     pivot.reply();
     await merged;
     expect(commits).toEqual([]);
+  });
+
+  it('does not join, and so complete, an active commit into a deeper base, which is another program’s', async () => {
+    job = { type: 4, cursor: 10n, end: 10n };
+    definition = mirrored(activeCommit('/a'), '/c', '/b', '/a');
+    expect(await codeOf(hypervisor.mergeOverlay(uuid, 'vda', '/c'))).toBe('BLOCK_JOB_ACTIVE');
+  });
+
+  it('pivots under a guest that never pauses in its writing, whose job lags although it is ready', async () => {
+    const progress = new Arrivals<unknown>();
+    const merged = hypervisor.mergeOverlay(uuid, 'vda', '/c', { onProgress: (told) => progress.add(told) });
+    await progress.next();
+    job = { type: 4, cursor: 9n, end: 10n };
+    definition = mirrored(activeCommit('/b', " ready='yes'"), '/c', '/b', '/a');
+    jobEvent(3);
+    const pivot = await libvirtd.calls(Procedures.domainBlockJobAbort).next();
+    job = undefined;
+    definition = chain('/b', '/a');
+    pivot.reply();
+    await merged;
   });
 
   it.each([1, 2, 3, 5])('is refused while another’s block job of type %d runs', async (type) => {
