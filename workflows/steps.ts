@@ -6,20 +6,25 @@ import type { Activities } from './activities.js';
  *
  * Three rules hold for all. (1) An activity that lasts longer than seconds heartbeats every second, so a dead worker is noticed by `heartbeatTimeout` and
  * not by the far longer `startToCloseTimeout`. (2) `heartbeatTimeout` is 3 s: two heartbeats may be late on a busy machine. (3) A cancel is delivered
- * and waited for (WAIT_CANCELLATION_COMPLETED, the SDK's default): a step that was asked to stop has stopped when its promise settles.
+ * and waited for: a step that was asked to stop has stopped when its promise settles. (The SDK's documentation calls that its default, and its code takes
+ * TRY_CANCEL: so it is said every time.)
  */
+
+const waitedFor = { cancellationType: 'WAIT_CANCELLATION_COMPLETED' } as const;
 
 /** The catalogue or a host may be away for hours: waited for, and asked often enough that nobody waits long for us afterwards. */
 const untilItAnswers: RetryPolicy = { initialInterval: '1 s', backoffCoefficient: 2, maximumInterval: '30 s' };
 
 /** Checks: quick, harmless, repeated while the catalogue is down. What is wrong with the request itself is not retryable. */
 const checks = proxyActivities<Pick<Activities, 'acceptSnapshot' | 'acceptDelete'>>({
+  ...waitedFor,
   startToCloseTimeout: '30 s',
   retry: untilItAnswers,
 });
 
 /** Waits as long as others are ahead; cancellable all the time. */
 const queue = proxyActivities<Pick<Activities, 'takeWindowSlot'>>({
+  ...waitedFor,
   startToCloseTimeout: '24 h',
   heartbeatTimeout: '3 s',
   retry: untilItAnswers,
@@ -27,6 +32,7 @@ const queue = proxyActivities<Pick<Activities, 'takeWindowSlot'>>({
 
 /** Not worth waiting for: a slot is void once its run is closed. */
 const slotBack = proxyActivities<Pick<Activities, 'giveBackWindowSlot'>>({
+  ...waitedFor,
   startToCloseTimeout: '5 s',
   scheduleToCloseTimeout: '10 s',
 });
@@ -36,6 +42,7 @@ const slotBack = proxyActivities<Pick<Activities, 'giveBackWindowSlot'>>({
  * left, and committing an overlay takes as long as it is big: hence the hour.
  */
 const preparation = proxyActivities<Pick<Activities, 'prepare'>>({
+  ...waitedFor,
   startToCloseTimeout: '1 h',
   heartbeatTimeout: '3 s',
   retry: { initialInterval: '1 s', backoffCoefficient: 2, maximumAttempts: 5 },
@@ -47,11 +54,13 @@ const preparation = proxyActivities<Pick<Activities, 'prepare'>>({
  */
 const once: RetryPolicy = { maximumAttempts: 1 };
 const freezing = proxyActivities<Pick<Activities, 'freezeFileSystems'>>({
+  ...waitedFor,
   startToCloseTimeout: '30 s',
   heartbeatTimeout: '3 s',
   retry: once,
 });
 const cutting = proxyActivities<Pick<Activities, 'snapshotLocalDisks'>>({
+  ...waitedFor,
   // The window is 60 s at most; libvirt may answer after it.
   startToCloseTimeout: '2 min',
   heartbeatTimeout: '3 s',
@@ -63,6 +72,7 @@ const cutting = proxyActivities<Pick<Activities, 'snapshotLocalDisks'>>({
  * within the thaw's own time (60 s, a thaw hook may be slow), or says that the guest is still frozen.
  */
 const thawing = proxyActivities<Pick<Activities, 'thawFileSystems'>>({
+  ...waitedFor,
   startToCloseTimeout: '90 s',
   heartbeatTimeout: '3 s',
   retry: { initialInterval: '500 ms', backoffCoefficient: 1.5, maximumInterval: '5 s' },
@@ -70,6 +80,7 @@ const thawing = proxyActivities<Pick<Activities, 'thawFileSystems'>>({
 
 /** After the window: as long as the catalogue or the host are away. The run is then seen waiting; an administrator's `host remove --lost` ends it. */
 const recording = proxyActivities<Pick<Activities, 'recordSnapshot' | 'closeSnapshot' | 'closeDelete'>>({
+  ...waitedFor,
   startToCloseTimeout: '2 min',
   heartbeatTimeout: '10 s',
   retry: untilItAnswers,
@@ -77,6 +88,7 @@ const recording = proxyActivities<Pick<Activities, 'recordSnapshot' | 'closeSnap
 
 /** A commit takes as long as the overlay is big. A host that stays away ends it as `pending`, by the activity itself. */
 const undoing = proxyActivities<Pick<Activities, 'undoWindow' | 'deleteParts'>>({
+  ...waitedFor,
   startToCloseTimeout: '24 h',
   heartbeatTimeout: '3 s',
   retry: untilItAnswers,
@@ -84,6 +96,7 @@ const undoing = proxyActivities<Pick<Activities, 'undoWindow' | 'deleteParts'>>(
 
 /** Bounded: a host that is away keeps a dead run's reservation, and the next run of this VM gives it back. */
 const releasing = proxyActivities<Pick<Activities, 'release'>>({
+  ...waitedFor,
   startToCloseTimeout: '10 s',
   scheduleToCloseTimeout: '5 min',
   retry: { initialInterval: '500 ms', backoffCoefficient: 2, maximumInterval: '10 s' },

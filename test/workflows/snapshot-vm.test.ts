@@ -423,22 +423,20 @@ describe('the thaw', () => {
   });
 
   it('does not wait for a cut that ignores the cancel, and the undo waits for both', async () => {
-    const thawed = signalled();
     const begun = signalled();
+    const goOn = signalled();
     const order: string[] = [];
     const run = await start({
       snapshotLocalDisks: async () => {
         const beating = setInterval(() => Context.current().heartbeat(), 100);
         begun.now();
-        // Only the thaw ends it: were the thaw to wait for the cut, nothing would ever end.
-        await thawed.promise;
+        await goOn.promise;
         clearInterval(beating);
         order.push('cut settled');
         return { parts: [], transactionMs: 1 };
       },
       thawFileSystems: async ({ window }) => {
         order.push('thawed');
-        thawed.now();
         return lostVerdict(window, 'THAWED_EARLY');
       },
       undoWindow: async () => {
@@ -448,6 +446,15 @@ describe('the thaw', () => {
     });
     await begun.promise;
     await run.handle.cancel();
+    // Only once the workflow has the thaw's answer may the cut go on: were either to wait for the other wrongly, it would show in the order or never end.
+    await expect
+      .poll(async () => {
+        const { steps } = (await run.handle.query(PROGRESS_QUERY)) as Progress;
+        return steps.find((step) => step.name === 'thaw file systems')?.ms;
+      })
+      .toBeDefined();
+    await expect(run.handle.query(PROGRESS_QUERY)).resolves.not.toMatchObject({ state: 'undoing' });
+    goOn.now();
     await cancelled(run);
     expect(order).toEqual(['thawed', 'cut settled', 'undone']);
   });
