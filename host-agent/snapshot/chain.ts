@@ -43,6 +43,11 @@ export async function readDefinitions(hypervisor: Hypervisor, uuid: string): Pro
   };
 }
 
+/** The chains that a VM's definition means, also where it is off and libvirt knows only what its definition names. */
+export async function readChains(images: Images, vm: Vm): Promise<Chain[]> {
+  return await chains(images, vm.disks);
+}
+
 /** Where an image is in a definition's chains. */
 export function findImage(chains: Chain[] | undefined, real: string): { chain: Chain; at: number } | undefined {
   for (const chain of chains ?? []) {

@@ -19,7 +19,7 @@ const note = z.discriminatedUnion('note', [
   /** What libvirt answered; missing after `asked`, the outcome is unknown and the switch may still happen. */
   z.object({ note: z.literal('answered'), switched: z.boolean() }),
   /** The overlay was in a chain, and its merge is about to begin. */
-  z.object({ note: z.literal('merging'), overlayPath: z.string(), domainId: z.number().optional() }),
+  z.object({ note: z.literal('merging'), overlayPath: z.string(), boot: z.string(), domainId: z.number().optional() }),
   /** Merged by libvirt while the VM ran: the base is newer than the overlay from here on. */
   z.object({ note: z.literal('merged'), overlayPath: z.string() }),
   /** Committed while the VM was off; the definition may still name the overlay, and a VM started on it makes it the newer one. */
@@ -77,7 +77,8 @@ export class Notes {
   }
 
   async merging(window: string, overlayPath: string, domainId: number | undefined): Promise<void> {
-    await this.#append(window, { note: 'merging', overlayPath, ...(domainId === undefined ? {} : { domainId }) }, true);
+    const life = { boot: this.#boot, ...(domainId === undefined ? {} : { domainId }) };
+    await this.#append(window, { note: 'merging', overlayPath, ...life }, true);
     await this.#syncFolder();
   }
 
@@ -120,19 +121,25 @@ export class Notes {
           });
         }
         notes.overlays = read.overlays;
-        notes.asked = read.boot !== this.#boot || read.boot === '';
+        notes.asked = !this.#sinceBoot(read.boot);
       } else if (read.note === 'asked') {
         notes.asked = true;
         notes.switched = undefined;
       } else if (read.note === 'answered') {
         notes.switched = read.switched;
       } else if (read.note === 'merging') {
-        notes.merges.set(read.overlayPath, { note: 'merging', domainId: read.domainId });
+        // libvirt counts its ids from 1 again after a reboot.
+        const domainId = this.#sinceBoot(read.boot) ? read.domainId : undefined;
+        notes.merges.set(read.overlayPath, { note: 'merging', domainId });
       } else {
         notes.merges.set(read.overlayPath, { note: read.note });
       }
     }
     return notes;
+  }
+
+  #sinceBoot(boot: string): boolean {
+    return boot === this.#boot && boot !== '';
   }
 
   #path(window: string): string {
@@ -143,7 +150,8 @@ export class Notes {
     let file: FileHandle | undefined;
     try {
       file = await open(this.#path(window), 'a', 0o600);
-      await file.write(`${JSON.stringify(entry)}\n`);
+      // A line of its own, also behind one that a full disk cut short.
+      await file.appendFile(`\n${JSON.stringify(entry)}\n`);
       if (durable) await file.sync();
     } catch (cause) {
       throw unwritable(this.#folder, cause);

@@ -87,7 +87,7 @@ class Room implements SnapshotRoom {
     string,
     { result: Promise<MergedDisk[]>; listeners: Set<(progress: MergeProgress) => void> }
   >();
-  /** Monotonic ms at which libvirt was asked, in this life. */
+  /** Monotonic ms at which libvirt was asked at the latest, in this life. */
   readonly #askedAt = new Map<string, number>();
   /** A switch that an earlier life asked for was asked before this. */
   readonly #bornAt = performance.now();
@@ -176,6 +176,8 @@ class Room implements SnapshotRoom {
         return { transactionMs: cut.repliedAt - cut.requestedAt };
       } catch (error) {
         if (isHostAgentError(error) && certainRefusals.includes(error.code)) await this.#noteAnswer(window, false);
+        // The request may have waited for its turn, and been sent only now.
+        else this.#askedAt.set(window, performance.now());
         throw error;
       }
     });

@@ -3,7 +3,15 @@ import type { Logger } from 'pino';
 import { isHostAgentError } from '../errors.js';
 import type { Hypervisor } from '../hypervisor.js';
 import type { MergedDisk, MergeProgress, Overlay } from '../window.js';
-import { type Chain, type Definitions, findImage, type NamedImage, readDefinitions, realPath } from './chain.js';
+import {
+  type Chain,
+  type Definitions,
+  findImage,
+  type NamedImage,
+  readChains,
+  readDefinitions,
+  realPath,
+} from './chain.js';
 import { hostilePath, type Locations } from './locations.js';
 import type { Notes } from './notes.js';
 import { isOverlayOf, stemOf } from './overlay-name.js';
@@ -303,10 +311,9 @@ export class TakeBack {
     const { images } = this.#hypervisor;
     for (const other of await this.#hypervisor.listVms()) {
       if (other.uuid === uuid) continue;
-      const paths = other.disks.flatMap((disk) => [disk.path, ...disk.chain.map((image) => image.path)]);
-      for (const path of new Set(paths)) {
-        if (path !== undefined && reals.includes(await realPath(images, path))) return `VM ${other.name}`;
-      }
+      // One that is off may have the image below what its definition names.
+      const chains = await readChains(images, other);
+      if (chains.some((chain) => chain.images.some((image) => reals.includes(image.real)))) return `VM ${other.name}`;
     }
     return undefined;
   }

@@ -1,8 +1,8 @@
-import { readFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Overlay } from '@stillpoint/host-agent/window.js';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { Lab, outcomes, window1, window2, window3 } from './lab.js';
 
 /** Three snapshots, one above the other. */
@@ -131,6 +131,24 @@ describe('undo', () => {
     await expect(life.cut(prepared)).rejects.toMatchObject({ code: 'LIBVIRT_UNREACHABLE' });
     expect(outcomes(await life.undo())).toEqual(['unused-deleted', 'unused-deleted']);
     expect(lab.overlays()).toEqual([]);
+  });
+
+  it('waits from when the cut failed, for its request may have been sent only then', async () => {
+    const lab = new Lab({ room: { settings: { lateSwitchMs: 10_000 } } });
+    const life = await lab.life();
+    const prepared = await life.prepare();
+    const late = lab.simulated.inject('snapshotDisks', { late: 'LIBVIRT_UNREACHABLE' });
+    const now = performance.now.bind(performance);
+    onTestFinished(() => void vi.restoreAllMocks());
+    let looks = 0;
+    lab.simulated.onCall(({ name, phase }) => {
+      if (name === 'snapshotDisks' && phase === 'begins')
+        vi.spyOn(performance, 'now').mockImplementation(() => now() + 100_000);
+      if (name === 'getVmBehindJob' && phase === 'answered' && ++looks === 2) void late.happen();
+    });
+    await expect(life.cut(prepared)).rejects.toMatchObject({ code: 'LIBVIRT_UNREACHABLE' });
+    expect(outcomes(await life.undo())).toEqual(['committed', 'committed']);
+    expect(lab.nothingLost()).toBe(true);
   });
 
   it('finds a switch whose answer was lost', async () => {
@@ -301,6 +319,33 @@ describe('undo', () => {
     expect(outcomes(await (await lab.life()).undo())).toEqual(['pending NOT_SEEN_COMMITTED', 'committed']);
   });
 
+  it('nor after a reboot, when libvirt counts its domain ids from the beginning', async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const overlays = await life.prepareAndCut();
+    const death = lab.simulated.inject('mergeOverlay', { die: 'before' });
+    void life.undo(window1, overlays);
+    await death.hit;
+    lab.vm.shutOff();
+    lab.vm.setSource('inactive', 'vda', '/images/web-1.qcow2', 'qcow2');
+    lab.vm.start();
+    const notes = join(lab.notesFolder, `${window1}.jsonl`);
+    const text = readFileSync(notes, 'utf8').replace(/"domainId":\d+/, `"domainId":${lab.vm.domainId}`);
+    writeFileSync(notes, text.replace(/"boot":"[^"]*"/g, '"boot":"an earlier one"'));
+    expect(outcomes(await (await lab.life()).undo())).toEqual(['pending NOT_SEEN_COMMITTED', 'committed']);
+  });
+
+  it('a note behind one that a full disk cut short is still read', async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const overlays = await life.prepareAndCut();
+    appendFileSync(join(lab.notesFolder, `${window1}.jsonl`), '{"note":"mer');
+    const death = lab.simulated.inject('mergeOverlay', { die: 'after' });
+    void life.undo(window1, overlays);
+    await death.hit;
+    expect(outcomes(await (await lab.life()).undo())).toEqual(['committed', 'committed']);
+  });
+
   it('an empty overlay that somebody holds open, or that another VM uses, is kept', async () => {
     const lab = new Lab();
     const life = await lab.life();
@@ -405,20 +450,23 @@ describe('delete', () => {
     expect(lab.simulated.files.content('/images/evil.img').isEmpty).toBe(true);
   });
 
-  it('does not change a base that another VM reads, or an overlay whose header names another base', async () => {
-    const lab = new Lab();
-    const life = await lab.life();
-    const overlays = await life.prepareAndCut();
-    lab.simulated.files.add({ path: '/images/clone.qcow2', backing: '/images/web-1.qcow2', backingFormat: 'qcow2' });
-    lab.simulated.addVm({ name: 'clone', disks: [{ target: 'vda', path: '/images/clone.qcow2' }] });
-    lab.simulated.files.add({ path: '/images/evil.img', format: 'raw' });
-    const header = lab.simulated.files.need(overlays[1]?.overlayPath ?? '');
-    header.backing = '/images/evil.img';
-    const before = lab.simulated.files.content('/images/web-1.qcow2').ranges;
-    expect(outcomes(await life.delete(overlays))).toEqual(['pending IN_USE_BY_OTHER_VM', 'pending BASE_CHANGED']);
-    expect(lab.simulated.files.content('/images/web-1.qcow2').ranges).toEqual(before);
-    expect(lab.simulated.files.content('/images/evil.img').isEmpty).toBe(true);
-  });
+  it.each(['running', 'shut-off'] as const)(
+    'does not change a base that another VM (%s) reads, or an overlay whose header names another base',
+    async (state) => {
+      const lab = new Lab();
+      const life = await lab.life();
+      const overlays = await life.prepareAndCut();
+      lab.simulated.files.add({ path: '/images/clone.qcow2', backing: '/images/web-1.qcow2', backingFormat: 'qcow2' });
+      lab.simulated.addVm({ name: 'clone', disks: [{ target: 'vda', path: '/images/clone.qcow2' }], state });
+      lab.simulated.files.add({ path: '/images/evil.img', format: 'raw' });
+      const header = lab.simulated.files.need(overlays[1]?.overlayPath ?? '');
+      header.backing = '/images/evil.img';
+      const before = lab.simulated.files.content('/images/web-1.qcow2').ranges;
+      expect(outcomes(await life.delete(overlays))).toEqual(['pending IN_USE_BY_OTHER_VM', 'pending BASE_CHANGED']);
+      expect(lab.simulated.files.content('/images/web-1.qcow2').ranges).toEqual(before);
+      expect(lab.simulated.files.content('/images/evil.img').isEmpty).toBe(true);
+    },
+  );
 });
 
 describe('a host agent that dies', () => {
