@@ -38,6 +38,8 @@ export function createWorker(settings: WorkerSettings): Promise<Worker> {
     // Everything in here heartbeats for its own sake; the SDK would hold heartbeats back for up to a minute.
     maxHeartbeatThrottleInterval: '1 s',
     defaultHeartbeatThrottleInterval: '1 s',
+    // The default is 10 s: so long would every run of a dead engine wait for it before another one is given its next step.
+    stickyQueueScheduleToStartTimeout: '3 s',
     shutdownGraceTime: settings.shutdownGraceMs ?? 20_000,
   });
 }
