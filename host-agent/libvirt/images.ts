@@ -1,6 +1,18 @@
 import { execFile } from 'node:child_process';
 import { type BigIntStats, constants } from 'node:fs';
-import { lstat, open, readdir, readFile, readlink, realpath, rm, stat, statfs, unlink } from 'node:fs/promises';
+import {
+  type FileHandle,
+  lstat,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  realpath,
+  rm,
+  stat,
+  statfs,
+  unlink,
+} from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
@@ -25,10 +37,13 @@ const infoAnswer = z.object({
   'backing-filename-format': z.string().optional(),
 });
 
-/** `present` is missing before QEMU 6.1; there `data` and `zero` alone say what the image itself holds. */
-const mapAnswer = z.array(
-  z.object({ depth: z.number(), data: z.boolean(), zero: z.boolean(), present: z.boolean().optional() }),
-);
+/** QEMU's own limit of a qcow2's first table, in bytes (QCOW_MAX_L1_SIZE). */
+const largestTable = 32 * 1024 * 1024;
+
+/** A backing file that another program of the network serves: QEMU names it `protocol:…`. */
+const remoteImage = /^(rbd|nbd|nbd\+unix|https?|ftps?|ssh|iscsi|nfs|gluster(\+[a-z]+)?):/;
+/** QEMU takes what stands before the first colon for a protocol, unless a slash comes first. */
+const namesProtocol = /^[^/]*:/;
 
 /**
  * The port's images on a Linux host: qemu-img and the file system.
@@ -46,7 +61,6 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
       const { stdout } = await run(qemuImg, args, {
         timeout: limitMs,
         killSignal: 'SIGKILL',
-        maxBuffer: 256 * 1024 * 1024,
         env: { ...process.env, LC_ALL: 'C' },
       });
       return stdout;
@@ -66,9 +80,17 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
     return {
       format: answer.format,
       virtualSizeBytes: answer['virtual-size'],
-      backing: backing === undefined ? undefined : resolve(dirname(await realpath(path)), backing),
+      backing: await backingPath(path, backing),
       backingFormat: answer['backing-filename-format'],
     };
+  }
+
+  async function backingPath(path: string, named: string | undefined): Promise<string | undefined> {
+    if (named === undefined || remoteImage.test(named)) return undefined;
+    // `json:…` and `file:…` may well lead to a file of this host: one of ours, and it would be seen as unused.
+    if (namesProtocol.test(named))
+      throw new HostAgentError('IMAGE_INVALID', `${path} names ${named} below it, which is no path.`);
+    return resolve(dirname(await realpath(path)), named);
   }
 
   return {
@@ -86,6 +108,9 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
 
     async sizeBytes(path, format) {
       const found = await statOf(path);
+      // Whoever opens a FIFO waits for its writer, for ever.
+      if (!found.isFile() && !found.isBlockDevice())
+        throw new HostAgentError('IMAGE_INVALID', `${path} is neither a file nor a block device.`);
       if (format === 'qcow2') return await qcow2SizeBytes(path);
       if (format !== 'raw')
         throw new HostAgentError('IMAGE_INVALID', `The size of a ${format} image is not read: ${path}`);
@@ -152,8 +177,7 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
 
     async isEmptyOverlay(path) {
       await statOf(path);
-      const extents = parse(mapAnswer, await qemu(['map', '-U', '-f', 'qcow2', '--output=json', absolute(path)]), path);
-      return !extents.some(({ depth, data, zero, present }) => depth === 0 && (present ?? (data || zero)));
+      return await hasEmptyTable(path);
     },
 
     async commitOffline(overlay) {
@@ -204,17 +228,47 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
   };
 }
 
-/** From the header: magic at byte 0, size at byte 24, big-endian (QEMU's docs/interop/qcow2.txt). */
+/** From the header: size at byte 24. */
 async function qcow2SizeBytes(path: string): Promise<number> {
   const file = await open(path, 'r');
   try {
-    const header = Buffer.alloc(32);
-    const { bytesRead } = await file.read(header, 0, header.length, 0);
-    if (bytesRead === header.length && header.readUInt32BE(0) === 0x514649fb) return Number(header.readBigUInt64BE(24));
-    throw new HostAgentError('IMAGE_INVALID', `${path} is no qcow2 image.`);
+    const size = (await qcow2Header(file, path)).readBigUInt64BE(24);
+    if (size > BigInt(Number.MAX_SAFE_INTEGER))
+      throw new HostAgentError('IMAGE_INVALID', `${path} tells an impossible size.`);
+    return Number(size);
   } finally {
     await file.close();
   }
+}
+
+/**
+ * Whether a qcow2's first table leads nowhere, so that no cluster is its own: table's entries at byte 36, its offset at 40, internal snapshots at 60.
+ * One whose clusters were all given back may keep tables, and counts as not empty. qemu-img would say more, but of the whole chain: its answer about
+ * one large image takes seconds to read.
+ */
+async function hasEmptyTable(path: string): Promise<boolean> {
+  const file = await open(path, 'r');
+  try {
+    const header = await qcow2Header(file, path);
+    const bytes = header.readUInt32BE(36) * 8;
+    const at = header.readBigUInt64BE(40);
+    if (bytes > largestTable || at > BigInt(Number.MAX_SAFE_INTEGER))
+      throw new HostAgentError('IMAGE_INVALID', `${path} has an impossible table.`);
+    const table = Buffer.alloc(bytes);
+    // What lies beyond the file's end stays zero, as it is for QEMU.
+    await file.read(table, 0, bytes, Number(at));
+    return header.readUInt32BE(60) === 0 && table.equals(Buffer.alloc(bytes));
+  } finally {
+    await file.close();
+  }
+}
+
+/** Magic at byte 0, everything big-endian (QEMU's docs/interop/qcow2.txt). */
+async function qcow2Header(file: FileHandle, path: string): Promise<Buffer> {
+  const header = Buffer.alloc(72);
+  const { bytesRead } = await file.read(header, 0, header.length, 0);
+  if (bytesRead === header.length && header.readUInt32BE(0) === 0x514649fb) return header;
+  throw new HostAgentError('IMAGE_INVALID', `${path} is no qcow2 image.`);
 }
 
 /** The kernel counts a device's size in sectors of 512 bytes, whatever the device's own are. */

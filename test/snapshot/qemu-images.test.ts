@@ -88,6 +88,42 @@ describe('images by qemu-img', () => {
     expect(await images.isEmptyOverlay(overlay)).toBe(false);
   });
 
+  it('an overlay that hides its base with zeros is not empty', async () => {
+    await writePattern(base, '0x11');
+    await create();
+    await run('qemu-io', ['-f', 'qcow2', '-c', 'write -z 0 64k', overlay]);
+    expect(await images.isEmptyOverlay(overlay)).toBe(false);
+  });
+
+  it('whether an overlay is empty is seen without a child program, which would tell of its whole chain', async () => {
+    await create();
+    expect(await createQemuImages({ qemuImg: '/nowhere/qemu-img' }).isEmptyOverlay(overlay)).toBe(true);
+  });
+
+  it('does not take a backing file that is no path for a missing one', async () => {
+    for (const backing of [`json:{"driver":"qcow2","file":{"driver":"file","filename":"${base}"}}`, `file:${base}`]) {
+      const top = join(folder, 'top.qcow2');
+      await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-u', '-F', 'qcow2', '-b', backing, top, '4M']);
+      await expect(images.info(top, 'qcow2')).rejects.toMatchObject({ code: 'IMAGE_INVALID' });
+    }
+  });
+
+  it('ends at an image that another program of the network serves', async () => {
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-u', '-F', 'raw', '-b', 'nbd://gold/1', overlay, '4M']);
+    expect(await images.info(overlay, 'qcow2')).toMatchObject({ backing: undefined });
+  });
+
+  it('does not wait at a FIFO, and believes no impossible size', async () => {
+    const fifo = join(folder, 'fifo');
+    await run('mkfifo', [fifo]);
+    for (const format of ['qcow2', 'raw'])
+      await expect(images.sizeBytes(fifo, format)).rejects.toMatchObject({ code: 'IMAGE_INVALID' });
+    const file = await open(base, 'r+');
+    await file.write(Buffer.alloc(8, 0xff), 0, 8, 24);
+    await file.close();
+    await expect(images.sizeBytes(base, 'qcow2')).rejects.toMatchObject({ code: 'IMAGE_INVALID' });
+  });
+
   it('commits an overlay into its base and leaves the overlay as it is', async () => {
     await writePattern(base, '0x11', '128k');
     await create();
