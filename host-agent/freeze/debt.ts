@@ -159,9 +159,11 @@ export class ThawDebt {
     const proven = thaw?.fileSystems !== undefined && thaw.fileSystems === this.#frozenFileSystems;
     if (thaw !== undefined && proven) return { how: 'thawed', ...thaw };
 
+    // Only what is asked after the freeze was answered says how it ended: both answers may come in one turn.
+    const freezeHadEnded = !this.#freezeUnanswered;
     // Replies lie in both directions: a thaw that failed may have thawed, one that succeeded may not have. The status decides.
     const status = await this.#askStatus();
-    if (status === 'thawed' && !this.#freezeUnanswered) {
+    if (status === 'thawed' && freezeHadEnded) {
       return thaw === undefined ? { how: 'not-frozen' } : { how: 'thawed', ...thaw };
     }
     if (status === 'frozen') {

@@ -4,7 +4,9 @@ import {
   frozen,
   host,
   operation,
+  overriding,
   prepare,
+  preparedOf,
   reserveRequest,
   until,
   verdictOf,
@@ -183,4 +185,37 @@ test('a VM that was saved to disk while frozen is thawed when it is restored', a
   vm.connectAgent();
   vm.freezeByOther();
   await until(() => !lab.isFrozen(), 'thawed');
+});
+
+test('a status answer that was asked for before the freeze was answered proves nothing, even when both answers come together', async () => {
+  const lab = await host({ settings: { callGuardMs: 20 } });
+  const hypervisor = lab.world.session();
+  let answerFreeze: () => void = () => undefined;
+  let answerStatus: (() => void) | undefined;
+  let asked = 0;
+  // Two connections to libvirt: one brings the old status, the other the freeze's success.
+  const crossed = overriding(hypervisor, {
+    freeze: () =>
+      new Promise((resolve) => {
+        answerFreeze = () => resolve({ fileSystems: 2, repliedAt: performance.now() });
+      }),
+    freezeStatus: (uuid: string, timeoutS: number) => {
+      // The first two are the checks before the freeze.
+      if (++asked !== 3) return hypervisor.freezeStatus(uuid, timeoutS);
+      return new Promise((resolve) => {
+        answerStatus = () => resolve('thawed');
+      });
+    },
+  });
+  const room = await lab.roomOver(crossed);
+  await room.reserve(reserveRequest());
+  asked = 0;
+  await room.keepPrepared(window1, preparedOf(lab));
+  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+  await until(() => answerStatus !== undefined, 'the status asked for');
+  lab.world.vm(web1).agent.frozen = true;
+  answerStatus?.();
+  answerFreeze();
+  await until(() => room.state(web1).freezeState === 'thawed', 'settled');
+  expect(lab.isFrozen()).toBe(false);
 });

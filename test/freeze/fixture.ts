@@ -134,16 +134,26 @@ export function reserveRequest(changes: Partial<ReserveRequest> = {}): ReserveRe
 export async function prepare(host: Host, room: FreezeRoom, changes: Partial<ReserveRequest> = {}) {
   const request = reserveRequest(changes);
   const answer = await room.reserve(request);
-  await room.keepPrepared(request.window, {
-    pinned: {
-      domainId: host.world.vm(request.vm).describe().domainId,
-      disks: [],
-      fileSystems: undefined,
-      osId: undefined,
-    },
-    overlays: [],
-  });
+  await room.keepPrepared(request.window, preparedOf(host, request.vm));
   return answer;
+}
+
+/** What Prepare pins and makes, without disks. */
+export function preparedOf(host: Host, vm = web1): Parameters<FreezeRoom['keepPrepared']>[1] {
+  const { domainId } = host.world.vm(vm).describe();
+  return { pinned: { domainId, disks: [], fileSystems: undefined, osId: undefined }, overlays: [] };
+}
+
+/** A hypervisor some of whose calls the test answers itself. */
+export function overriding(hypervisor: Hypervisor, calls: Partial<Hypervisor>): Hypervisor {
+  return new Proxy(hypervisor, {
+    get: (target, name) => {
+      const own: unknown = Reflect.get(calls, name);
+      if (own !== undefined) return own;
+      const value: unknown = Reflect.get(target, name, target);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
 }
 
 type FreezeRequest = Parameters<FreezeRoom['freeze']>[0];
