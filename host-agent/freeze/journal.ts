@@ -38,6 +38,8 @@ export class Journal {
   #mustRewrite = false;
   #seq = 0;
   #records = 0;
+  /** Of them, those that the last rewriting left: what it cannot shorten must not make the next one due. */
+  #recordsKept = 0;
   #queue: Queued[] = [];
   #writing: Promise<void> | undefined;
   #closed = false;
@@ -133,7 +135,7 @@ export class Journal {
   /** Not while a guest is frozen, if that can be: rewriting is an fsync, and none belongs into a window. */
   get #rewriteIsDue(): boolean {
     const patience = this.history.owed.size === 0 ? 1 : 10;
-    return this.#records > patience * this.#settings.compactAfterRecords;
+    return this.#records - this.#recordsKept > patience * this.#settings.compactAfterRecords;
   }
 
   async #append(entries: JournalEntry[], durable: boolean): Promise<void> {
@@ -207,6 +209,7 @@ export class Journal {
     this.#tornAt = undefined;
     this.#mustRewrite = false;
     this.#records = entries.length;
+    this.#recordsKept = entries.length;
     await old?.handle.close().catch(() => undefined);
   }
 

@@ -30,7 +30,7 @@ export interface FreezeSettings {
   closedWindowsKept: number;
   /** ms for which the journal keeps the id of every closed window, however many. */
   closedWindowsKeptMs: number;
-  /** Records after which the journal is rewritten. */
+  /** Records since the last rewriting after which the journal is rewritten. */
   compactAfterRecords: number;
 }
 

@@ -332,6 +332,16 @@ test('the journal is not rewritten while a guest is frozen', async () => {
   expect((await lines(lab))[0]).toContain('"type":"installation"');
 });
 
+test('a journal that no rewriting shortens is not rewritten at every record', async () => {
+  const lab = await host({ settings: { compactAfterRecords: 5 } });
+  const room = await lab.room();
+  for (let attempt = 1; attempt <= 30; attempt++) await room.closeForUndo(web1, `${operation}.${attempt}`);
+  // A rewritten record has a new number: every 6th record rewrites those before it, which makes 120 numbers in all.
+  const written = (await lines(lab)).map((line) => (JSON.parse(line) as { seq: number }).seq);
+  expect(written).toHaveLength(30);
+  expect(written.at(-1)).toBeLessThanOrEqual(120);
+});
+
 test('records that are appended from the answers of others are all written', async () => {
   const lab = await host();
   const room = await lab.room();
