@@ -286,14 +286,17 @@ class Room implements FreezeRoom {
       // Prepared and unfrozen windows stay open over the restart, as their reservations do.
       .filter((window) => window.freezeState !== 'thawed');
     await Promise.all(
-      frozen.map((window) =>
-        this.#close(window, 'the host agent stops', loss).catch((error) =>
+      frozen.map(async (window) => {
+        const by = 'the host agent stops';
+        window.close(by, loss).catch(() => undefined);
+        await window.freezeEnded();
+        await this.#close(window, by, loss).catch((error) =>
           this.#log.error(
             { vm: window.vm, window: window.id, err: error },
             'Stopping with a thaw owed; the next start pays it.',
           ),
-        ),
-      ),
+        );
+      }),
     );
     await Promise.all([...this.#guests.values()].map((guest) => guest.settleAgentTimeout()));
     for (const guest of this.#guests.values()) guest.stop();

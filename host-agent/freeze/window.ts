@@ -27,6 +27,13 @@ export interface FreezeRequest {
   caller: AbortSignal;
 }
 
+interface Frozen {
+  fileSystems: number;
+  unixMs: number;
+  callMs: number;
+  gaps: CoverageGap[];
+}
+
 interface Cut {
   heldMs: number | undefined;
   endedMs: number | undefined;
@@ -64,6 +71,7 @@ export class Window {
   #grace: NodeJS.Timeout | undefined;
   #draft: Verdict | undefined;
   #keeping: Promise<Verdict> | undefined;
+  #freezeEnded: Promise<void> | undefined;
   readonly #whenClosed: Promise<void>;
   #closed: () => void = () => undefined;
 
@@ -112,9 +120,23 @@ export class Window {
    * Freezes the guest under a lease. Whatever goes wrong closes the window: a freeze is tried once.
    * Errors: WINDOW_CLOSED, NOT_PREPARED, VM_CHANGED, ALREADY_FROZEN, JOURNAL_UNWRITABLE, FREEZE_TIMEOUT, FREEZE_FAILED, FREEZE_HOOK_FAILED and the guest agent's.
    */
-  async freeze(
-    request: FreezeRequest,
-  ): Promise<{ fileSystems: number; unixMs: number; callMs: number; gaps: CoverageGap[] }> {
+  freeze(request: FreezeRequest): Promise<Frozen> {
+    const freezing = this.#freeze(request);
+    const ended = freezing.then(
+      () => undefined,
+      () => undefined,
+    );
+    // Refused, it is no freeze: one that was under way still is.
+    if (this.#phase === 'freezing') this.#freezeEnded ??= ended;
+    return freezing;
+  }
+
+  /** Resolves when no freeze is under way: one cannot be called back, and who leaves before its answer leaves a frozen guest. Its own timeout bounds it. */
+  async freezeEnded(): Promise<void> {
+    await this.#freezeEnded;
+  }
+
+  async #freeze(request: FreezeRequest): Promise<Frozen> {
     this.#refuseFreeze(request);
     this.#phase = 'freezing';
     for (const cut of request.cuts) this.#addCut(cut);

@@ -189,6 +189,26 @@ test('shutdown ends although a guest cannot be thawed, and the next life thaws i
   await until(() => !lab.isFrozen(), 'thawed');
 });
 
+test('a shutdown waits for a freeze under way longer than for a thaw: nobody else would thaw what it freezes', async () => {
+  const lab = await host({ settings: { thawAnswerMs: 50 } });
+  const { room } = await lab.life();
+  await prepare(lab, room);
+  const held = lab.world.inject('freeze', { hold: 'after' });
+  const refused = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
+  await held.hit;
+  let stopped = false;
+  const stopping = room.shutdown().then(() => {
+    stopped = true;
+  });
+  // Answered as STILL_FROZEN after the same time, so a shutdown that waits no longer than that is over by now.
+  await expect(room.thaw(web1, window1, 'asked')).rejects.toMatchObject({ code: 'STILL_FROZEN' });
+  await expect(room.thaw(web1, window1, 'asked again')).rejects.toMatchObject({ code: 'STILL_FROZEN' });
+  expect(stopped).toBe(false);
+  held.release();
+  await Promise.all([refused, stopping]);
+  expect(lab.isFrozen()).toBe(false);
+});
+
 test('a shutdown while the freeze is under way thaws as soon as it is answered', async () => {
   const lab = await host();
   const { room } = await lab.life();
