@@ -246,9 +246,12 @@ export class Window {
     if (this.#deps.stopping()) {
       this.#abandon('the host agent stops', { reason: 'SHUTDOWN', detail: 'The host agent was stopped.' });
     }
-    if (this.#lost === undefined) return undefined;
-    const code = this.#lost.reason === 'SHUTDOWN' ? 'SHUTTING_DOWN' : 'WINDOW_CLOSED';
-    return new HostAgentError(code, `Window ${this.id} is closed: ${this.#lost.detail}`);
+    return this.#lost === undefined ? undefined : this.#abandonedError(this.#lost);
+  }
+
+  #abandonedError({ reason, detail }: Loss, cause?: unknown): HostAgentError {
+    const code = reason === 'SHUTDOWN' ? 'SHUTTING_DOWN' : 'WINDOW_CLOSED';
+    return new HostAgentError(code, `Window ${this.id} is closed: ${detail}`, { cause });
   }
 
   #abandon(by: string, loss: Loss | undefined): void {
@@ -328,7 +331,10 @@ export class Window {
     const text = error instanceof Error ? error.message : String(error);
     if (isHostAgentError(error) && surelyNotFrozen.has(error.code)) debt.cancel();
     else debt.watch(call);
-    this.#finish({ reason: 'FREEZE_FAILED', detail: `The freeze failed: ${text}` }, undefined);
+    const closed = this.#lost;
+    this.#finish(closed ?? { reason: 'FREEZE_FAILED', detail: `The freeze failed: ${text}` }, undefined);
+    // Closed by somebody while the freeze was under way: told as that, because after a failed freeze best-effort goes on to cut.
+    if (closed !== undefined) return this.#abandonedError(closed, error);
     if (isHostAgentError(error, 'AGENT_NOT_RESPONDING') || isHostAgentError(error, 'LIBVIRT_CALL_TIMEOUT')) {
       return new HostAgentError('FREEZE_TIMEOUT', `The freeze was not answered: ${text}`, { cause: error });
     }

@@ -40,7 +40,7 @@ async function freezeCutThaw(
   try {
     await rooms.freeze.freeze({ vm, window, cuts: [localCut], freezeTimeoutMs, caller: call.gone });
   } catch (error) {
-    if (request.quiesce === 'best-effort' && mayGoOnUnfrozen(rooms.freeze, request, error, call)) {
+    if (request.quiesce === 'best-effort' && mayGoOnUnfrozen(error, call)) {
       const { transactionMs } = await rooms.snapshot.cut({ vm, window, ...prepared });
       return { overlays: prepared.overlays, transactionMs, verdict: undefined, unfrozenReason: error.code };
     }
@@ -115,16 +115,12 @@ function preparedFor(freeze: FreezeRoom, request: CheckedSnapshotVm): Prepared {
   return prepared;
 }
 
-/** Best effort goes on when there is no guest agent or it does not answer, while the caller waits and nobody else closed the window. */
-function mayGoOnUnfrozen(
-  freeze: FreezeRoom,
-  request: { vm: string; window: string },
-  error: unknown,
-  call: Call,
-): error is HostAgentError {
-  if (!isHostAgentError(error) || !withoutAgent.has(error.code) || call.gone.aborted) return false;
-  const verdict = freeze.verdict(request.vm, request.window);
-  return verdict === undefined || verdict.lostReason === 'FREEZE_FAILED';
+/**
+ * Best effort goes on when there is no guest agent or it does not answer, while the caller waits. A window that somebody closed meanwhile is none of these:
+ * its freeze ends in WINDOW_CLOSED, however the guest agent answered.
+ */
+function mayGoOnUnfrozen(error: unknown, call: Call): error is HostAgentError {
+  return isHostAgentError(error) && withoutAgent.has(error.code) && !call.gone.aborted;
 }
 
 const withoutAgent: ReadonlySet<HostAgentErrorCode> = new Set([

@@ -235,6 +235,23 @@ test('a thaw that comes while the freeze is under way thaws as soon as it is ans
   expect(lab.isFrozen()).toBe(false);
 });
 
+test('a freeze that fails in a window that was closed meanwhile says that it is closed', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const held = lab.world.inject('freeze', { hold: 'before' });
+  const freezing = expect(room.freeze(freezeRequest())).rejects.toMatchObject({
+    code: 'WINDOW_CLOSED',
+    cause: { code: 'AGENT_NOT_CONNECTED' },
+  });
+  await held.hit;
+  const undone = room.closeForUndo(web1, window1);
+  lab.world.vm(web1).disconnectAgent();
+  held.release();
+  await Promise.all([freezing, undone]);
+  expect(room.verdict(web1, window1)).toMatchObject({ held: false, lostReason: 'UNDONE' });
+});
+
 test('a closed window freezes, holds and prepares nothing ever again', async () => {
   const lab = await host();
   const { room } = await frozen(lab);

@@ -513,10 +513,11 @@ describe('SnapshotVm', () => {
   test('best effort does not go on in a window that somebody closed', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
-    freeze.onFreeze = noAgent;
-    freeze.verdictNow = { ...heldVerdict, held: false, lostReason: 'UNDONE' };
+    freeze.onFreeze = async () => {
+      throw new HostAgentError('WINDOW_CLOSED', 'undone', { cause: await noAgent().catch((error: unknown) => error) });
+    };
     const call = ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.BEST_EFFORT });
-    expect(await failure(call)).toMatchObject({ reason: 'AGENT_NOT_CONNECTED' });
+    expect(await failure(call)).toMatchObject({ reason: 'WINDOW_CLOSED' });
     expect(snapshot.calls).toEqual([]);
   });
 
