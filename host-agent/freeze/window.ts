@@ -194,7 +194,9 @@ export class Window {
   /** What happens to the VM or to libvirt while the window is open. */
   onEvent(event: HypervisorEvent): void {
     const open = this.#phase === 'frozen' || this.#phase === 'thawing';
-    if (!open) return;
+    // A connection lost while the freeze was under way may still be down when it is answered.
+    const lostConnection = event.type === 'connection' && !event.up && this.#phase === 'freezing';
+    if (!open && !lostConnection) return;
     if (event.type === 'agent') {
       const detail = `The guest agent ${event.connected ? 'connected' : 'disconnected'} inside the window.`;
       this.#doubt ??= { reason: 'AGENT_RESTARTED', detail };

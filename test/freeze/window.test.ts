@@ -1,5 +1,6 @@
+import type { Hypervisor, HypervisorEvent } from '@stillpoint/host-agent/hypervisor.js';
 import { expect, test } from 'vitest';
-import { freezeRequest, frozen, host, prepare, until, verdictOf, web1, window1 } from './fixture.js';
+import { freezeRequest, frozen, host, overriding, prepare, until, verdictOf, web1, window1 } from './fixture.js';
 
 test('a freeze that held from before the first cut to after the last is held', async () => {
   const lab = await host();
@@ -171,6 +172,27 @@ test('a lost connection to libvirt could have hidden a restart of the guest agen
   for (const hold of holds) hold.end({ done: true });
   expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'AGENT_RESTARTED' });
   expect(lab.isFrozen()).toBe(false);
+});
+
+test('so could one that was lost while the freeze was under way', async () => {
+  const lab = await host();
+  const session = lab.world.session();
+  let tell: (event: HypervisorEvent) => void = () => undefined;
+  const onEvent: Hypervisor['onEvent'] = (listener) => {
+    tell = listener;
+    return session.onEvent(listener);
+  };
+  const room = await lab.roomOver(overriding(session, { onEvent }));
+  await prepare(lab, room);
+  const held = lab.world.inject('freeze', { hold: 'after' });
+  const freezing = room.freeze(freezeRequest({ cuts: ['vda'] }));
+  await held.hit;
+  // Only the connection that brings events; the freeze is asked on another.
+  tell({ type: 'connection', up: false });
+  held.release();
+  await freezing;
+  room.hold(web1, window1, 'vda').end({ done: true });
+  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'AGENT_RESTARTED' });
 });
 
 test('a VM that is shut off while frozen owes no thaw', async () => {
