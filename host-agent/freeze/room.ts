@@ -449,7 +449,10 @@ class Room implements FreezeRoom {
     const guest = this.#guest(vm);
     const { thawTimeoutS, statusTimeoutS, callGuardMs } = this.#settings;
     try {
-      await guest.setAgentTimeout(thawTimeoutS);
+      // A libvirt that cannot bound it can thaw all the same.
+      await guest.setAgentTimeout(thawTimeoutS).catch((error) => {
+        if (!isHostAgentError(error, 'LIBVIRT_TOO_OLD')) throw error;
+      });
       const { fileSystems } = await within(this.#hypervisor.thaw(vm), thawTimeoutS * 1_000 + callGuardMs);
       const status = await within(
         this.#hypervisor.freezeStatus(vm, statusTimeoutS),

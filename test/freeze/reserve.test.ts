@@ -1,3 +1,4 @@
+import { HostAgentError } from '@stillpoint/host-agent/errors.js';
 import { expect, test } from 'vitest';
 import {
   db1,
@@ -6,6 +7,7 @@ import {
   frozen,
   host,
   operation,
+  overriding,
   prepare,
   reserveRequest,
   web1,
@@ -311,4 +313,15 @@ test("an administrator's thaw thaws a stranger's freeze", async () => {
   expect(lab.isFrozen()).toBe(false);
   lab.world.vm(web1).disconnectAgent();
   await expect(room.thawVm(web1, 'root')).rejects.toMatchObject({ code: 'AGENT_NOT_CONNECTED' });
+});
+
+test("an administrator's thaw works with a libvirt that is too old to freeze with", async () => {
+  const lab = await host({ canSetAgentTimeout: false });
+  const setAgentTimeout = async () => {
+    throw new HostAgentError('LIBVIRT_TOO_OLD', 'libvirt 5.9.0 cannot bound an answer');
+  };
+  const room = await lab.roomOver(overriding(lab.world.session(), { setAgentTimeout }));
+  lab.world.vm(web1).agent.frozen = true;
+  expect(await room.thawVm(web1, 'root')).toEqual({ thawedFileSystems: 2, lostWindow: undefined });
+  expect(lab.isFrozen()).toBe(false);
 });
