@@ -80,7 +80,7 @@ export class Inquiry {
     const { hypervisor, settings, log } = this.#deps;
     while (!this.#stopped) {
       try {
-        return await hypervisor.listVms();
+        return await within(hypervisor.listVms(), settings.callGuardMs);
       } catch (error) {
         log.warn(
           { err: error },

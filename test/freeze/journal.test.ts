@@ -180,6 +180,17 @@ test('guests are asked again in the next life when this one did not get an answe
   await until(() => !lab.isFrozen(), 'thawed');
 });
 
+test('a list of the VMs that is never answered does not keep guests from being asked', async () => {
+  const lab = await host();
+  const { room, session } = await lab.doomedLife();
+  await frozen(lab, { room });
+  session.kill();
+  await writeFile(path(lab), 'garbage\n');
+  lab.world.inject('listVms', { hold: 'before' });
+  await lab.room({ callGuardMs: 50 });
+  await until(() => !lab.isFrozen(), 'thawed');
+});
+
 test('a guest that does not answer is asked again when its agent is back', async () => {
   const lab = await host({ settings: { retryMaxMs: 60_000 } });
   const { room, session } = await lab.doomedLife();
