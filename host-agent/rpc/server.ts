@@ -92,7 +92,12 @@ function credentialsOf(transport: Transport): ServerCredentials {
 
 function bind(server: Server, address: string, credentials: ServerCredentials): Promise<number> {
   return new Promise((resolve, reject) => {
-    server.bindAsync(address, credentials, (error, port) => (error === null ? resolve(port) : reject(error)));
+    server.bindAsync(address, credentials, (error, port) => {
+      if (error === null) return resolve(port);
+      // Binding is tried again for as long as the port is taken, and grpc-js keeps every server that was not shut down.
+      server.forceShutdown();
+      reject(error);
+    });
   });
 }
 
