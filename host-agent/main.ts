@@ -9,7 +9,7 @@ import { version } from './version.js';
 
 /**
  * `stillpoint-host-agent`: without a command the host agent itself (the supervisor; its worker is worker.ts), with one the administrator's way out, or
- * certificates. Exit codes: 0 done, 1 failed, 78 the configuration cannot be used (sysexits.h EX_CONFIG: systemd does not try that again).
+ * certificates. Exit codes: 0 done, 1 failed, 78 the configuration cannot be used (sysexits.h EX_CONFIG).
  */
 const exitConfig = 78;
 const defaultCertificateFolder = '/etc/stillpoint/tls';
