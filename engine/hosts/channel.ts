@@ -27,6 +27,9 @@ export class HostChannel {
   readonly #connectMs: number;
   /** Why the last TLS handshake was refused by us. */
   #identityProblem: string | undefined;
+  /** Ends each call that is under way. */
+  readonly #underWay = new Set<() => void>();
+  #givenUp: HostError | undefined;
 
   constructor(host: { name: string; address: string }, credentialsOf: CredentialsOf, times: ChannelTimes = {}) {
     this.host = host.name;
@@ -51,8 +54,16 @@ export class HostChannel {
     });
   }
 
+  /** No new calls; those under way go on. */
   close(): void {
     this.#client.close();
+  }
+
+  /** No new calls, and those under way end with `reason`: of a host that is given up nobody waits for an answer, though its connection may still stand. */
+  giveUp(reason: HostError): void {
+    this.#givenUp = reason;
+    this.#client.close();
+    for (const end of this.#underWay) end();
   }
 
   /** A unary call. Rejects with a HostError, or with the signal's reason when that has ended it. */
@@ -68,11 +79,13 @@ export class HostChannel {
     return new Promise<T>((resolve, reject) => {
       const call = begin(this.#client, Date.now() + limits.deadlineMs, (error, response) => {
         limits.signal?.removeEventListener('abort', abort);
+        this.#underWay.delete(abort);
         if (error === null) resolve(response);
-        else reject(limits.signal?.aborted ? limits.signal.reason : fromServiceError(this.host, error));
+        else reject(this.#reasonOf(error, limits.signal));
       });
       const abort = () => call.cancel();
       limits.signal?.addEventListener('abort', abort, { once: true });
+      this.#underWay.add(abort);
     });
   }
 
@@ -86,19 +99,32 @@ export class HostChannel {
     const stream = begin(this.#client);
     const abort = () => stream.cancel();
     signal?.addEventListener('abort', abort, { once: true });
+    this.#underWay.add(abort);
     try {
       for await (const message of stream) onMessage(message as T);
     } catch (error) {
-      throw signal?.aborted ? signal.reason : fromServiceError(this.host, error as ServiceError);
+      throw this.#reasonOf(error as ServiceError, signal);
     } finally {
       signal?.removeEventListener('abort', abort);
+      this.#underWay.delete(abort);
     }
   }
 
+  #reasonOf(error: ServiceError, signal: AbortSignal | undefined): unknown {
+    return signal?.aborted ? signal.reason : (this.#givenUp ?? fromServiceError(this.host, error));
+  }
+
   /** The connected client, for a stream in both directions. */
-  async duplex<T>(signal: AbortSignal | undefined, begin: (client: HostAgentClient) => T): Promise<T> {
+  async duplex<T extends { cancel(): void; once(event: 'close', listener: () => void): unknown }>(
+    signal: AbortSignal | undefined,
+    begin: (client: HostAgentClient) => T,
+  ): Promise<T> {
     await this.#connected(signal);
-    return begin(this.#client);
+    const stream = begin(this.#client);
+    const abort = () => stream.cancel();
+    this.#underWay.add(abort);
+    stream.once('close', () => this.#underWay.delete(abort));
+    return stream;
   }
 
   #connected(signal: AbortSignal | undefined): Promise<void> {

@@ -62,7 +62,10 @@ export class HostPool implements Hosts {
   }
 
   async names(): Promise<string[]> {
-    await this.#refresh();
+    // Who is frozen must be seen, and thawed, also while the catalogue is down.
+    await this.#refresh().catch((error: unknown) => {
+      if (this.#known.size === 0) throw error;
+    });
     return [...this.#known].filter(([, host]) => host.state === 'active').map(([name]) => name);
   }
 
@@ -78,7 +81,7 @@ export class HostPool implements Hosts {
     if (!this.#known.has(name)) await this.#refresh();
     const known = this.#known.get(name);
     if (known === undefined) throw new HostError(name, 'HOST_NOT_FOUND', `No host ${name} is registered.`);
-    if (known.state === 'lost') throw new HostError(name, 'HOST_LOST', `Host ${name} was removed as lost.`);
+    if (known.state === 'lost') throw lostHost(name);
     known.channel ??= new HostChannel({ name, address: known.address }, this.#credentialsOf, this.#options);
     return known.channel;
   }
@@ -96,11 +99,16 @@ export class HostPool implements Hosts {
     for (const [name, known] of this.#known) {
       const now = registered.get(name);
       if (now?.address === known.address && now.state === known.state) continue;
-      known.channel?.close();
+      if (now?.state === 'lost') known.channel?.giveUp(lostHost(name));
+      else known.channel?.close();
       this.#known.delete(name);
     }
     for (const { name, address, state } of registered.values()) {
       if (!this.#known.has(name)) this.#known.set(name, { address, state, channel: undefined });
     }
   }
+}
+
+function lostHost(name: string): HostError {
+  return new HostError(name, 'HOST_LOST', `Host ${name} was removed as lost.`);
 }

@@ -320,7 +320,8 @@ describe('the pool', () => {
     const hosts = await HostPool.open(registry, await credentialsFrom({ plain: true }), { refreshMs: 5 });
     cleanUp.push(() => hosts.close());
     isDown = true;
-    await expect(hosts.names()).rejects.toThrow('the catalogue is down');
+    // Who is frozen is seen all the same.
+    expect(await hosts.names()).toEqual(['kvm-01']);
     expect(await hosts.host('kvm-01').release({ vm: 'u', operation: 'o' })).toBe(true);
   });
 
@@ -329,6 +330,27 @@ describe('the pool', () => {
     expect((await hostError(hosts.host('kvm-01').facts())).code).toBe('HOST_NOT_FOUND');
     expect((await hostError(hosts.host('kvm-02').facts())).code).toBe('HOST_LOST');
     expect(await hosts.names()).toEqual([]);
+  });
+
+  it('ends what is under way at a host that is given up, though its connection stands', async () => {
+    let begun = (): void => {};
+    const underWay = new Promise<void>((resolve) => {
+      let left = 2;
+      begun = () => {
+        left -= 1;
+        if (left === 0) resolve();
+      };
+    });
+    const { address } = await serve({ thawFileSystems: () => begun(), undo: () => begun() });
+    const rows: Row[] = [{ name: 'kvm-01', address, state: 'active' }];
+    const hosts = await pool(rows);
+    const host = hosts.host('kvm-01');
+    const thaw = hostError(host.thawFileSystems(request));
+    const undo = hostError(host.undo({ vm: 'u', window: 'w.1' }));
+    await underWay;
+    rows[0] = { name: 'kvm-01', address, state: 'lost' };
+    await hosts.names();
+    expect([(await thaw).code, (await undo).code]).toEqual(['HOST_LOST', 'HOST_LOST']);
   });
 
   it('follows a host to its new address', async () => {
