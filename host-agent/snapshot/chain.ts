@@ -48,6 +48,11 @@ export async function readChains(images: Images, vm: Vm): Promise<Chain[]> {
   return await chains(images, vm.disks);
 }
 
+/** A chain of which it is not known what it uses: nothing of this VM can be taken back while there is one. */
+export function unreadChain({ live, inactive }: Definitions): Chain | undefined {
+  return [...(live ?? []), ...(inactive ?? [])].find((chain) => !chain.readToTheEnd);
+}
+
 /** Where an image is in a definition's chains. */
 export function findImage(chains: Chain[] | undefined, real: string): { chain: Chain; at: number } | undefined {
   for (const chain of chains ?? []) {

@@ -3,6 +3,7 @@ import type { Logger } from 'pino';
 import { HostAgentError, type HostAgentErrorCode, isHostAgentError } from '../errors.js';
 import type { Disk, Hypervisor, Vm } from '../hypervisor.js';
 import type { LeftOut, MergedDisk, MergeProgress, Overlay, Pinned, SnapshotRoom } from '../window.js';
+import { type Definitions, readDefinitions, unreadChain } from './chain.js';
 import { judgeDisk, type LocalDisk } from './disks.js';
 import { defaultLocations, hostilePath, Locations } from './locations.js';
 import { Notes } from './notes.js';
@@ -140,9 +141,11 @@ class Room implements SnapshotRoom {
     checkWindow(request.window);
     return await this.#queue.run(request.vm, async () => {
       // Behind the job: only there are all block jobs seen, which libvirt would refuse the cut for, inside the window.
-      const { vm } = await this.#hypervisor.getVmBehindJob(request.vm);
+      const definitions = await readDefinitions(this.#hypervisor, request.vm);
+      const { vm } = definitions;
       refuseState(vm);
       const locals = await this.#localDisks(vm, request.localDisks);
+      refuseUnreadChain(definitions);
       const pinned = { domainId: vm.domainId, disks: await this.#pin(vm, request.setDisks) };
       const overlays = await this.#planOverlays(request.window, locals);
       const notes = await this.#notes.read(request.window, request.vm);
@@ -411,6 +414,17 @@ function refuseState(vm: Vm): void {
   }
   if (vm.migrating)
     throw new HostAgentError('MIGRATION_ACTIVE', `${vm.name} is migrating.`, { metadata: { vm: vm.uuid } });
+}
+
+/** What could not be taken back is not begun. */
+function refuseUnreadChain(definitions: Definitions): void {
+  const unread = unreadChain(definitions);
+  if (unread === undefined) return;
+  throw new HostAgentError(
+    'DISK_NOT_SNAPSHOTTABLE',
+    `The chain of disk ${unread.target} of ${definitions.vm.name} cannot be read to its end, so an undo would not know what it uses.`,
+    { metadata: { disk: unread.target, reason: 'chain' } },
+  );
 }
 
 function refuseOtherOverlays(kept: Overlay[], planned: Overlay[]): void {

@@ -11,6 +11,7 @@ import {
   readChains,
   readDefinitions,
   realPath,
+  unreadChain,
 } from './chain.js';
 import { hostilePath, type Locations } from './locations.js';
 import type { Notes } from './notes.js';
@@ -108,7 +109,7 @@ export class TakeBack {
     }
     if (vm.migrating) return pending(job, 'MIGRATION_ACTIVE', 'The VM is migrating.');
     if (vm.state === 'other') return pending(job, 'VM_STATE', 'The VM is neither running, paused nor shut off.');
-    const unread = [...(live ?? []), ...(inactive ?? [])].find((chain) => !chain.readToTheEnd);
+    const unread = unreadChain(definitions);
     if (unread !== undefined) {
       return pending(
         job,

@@ -157,6 +157,19 @@ describe('prepare', () => {
     expect(lab.overlays()).toEqual([]);
   });
 
+  it('refuses a chain that an undo could not read, and makes nothing', async () => {
+    const lab = new Lab();
+    const base = lab.simulated.files.need('/images/web-1.qcow2');
+    lab.simulated.files.add({ path: '/images/damaged.qcow2', format: 'damaged' });
+    [base.backing, base.backingFormat] = ['/images/damaged.qcow2', 'qcow2'];
+    const refused = (await lab.life()).prepare();
+    await expect(refused).rejects.toMatchObject({
+      code: 'DISK_NOT_SNAPSHOTTABLE',
+      metadata: { disk: 'vda', reason: 'chain' },
+    });
+    expect(lab.overlays()).toEqual([]);
+  });
+
   it('refuses disks that it does not know or that are not local', async () => {
     const life = await new Lab().life();
     expect(await codeOf(life.prepare(window1, ['vdz']))).toBe('DISK_NOT_FOUND');
