@@ -32,7 +32,7 @@ export function gradeOf(evidence: Evidence): Graded {
   const uncovered = gaps.filter((gap) => !gap.accepted);
   const simulated = evidence.hypervisor === 'libvirt' ? '' : ` On a ${evidence.hypervisor} hypervisor.`;
 
-  if (verdict?.held && uncovered.length === 0) {
+  if (verdict?.held && uncovered.length === 0 && !nothingFrozen(evidence, gaps)) {
     const accepted = gaps.length === 0 ? '' : ` Not frozen, by rule or by request: ${gaps.map(placeOf).join('; ')}.`;
     const count = verdict.window.frozenFileSystems;
     const why = `${count} file system${count === 1 ? '' : 's'} stayed frozen from before the first cut to after the last, ${ms(verdict.window.ms)} in all.`;
@@ -42,6 +42,12 @@ export function gradeOf(evidence: Evidence): Graded {
   const { grade, sentence } = instantOf(evidence);
   const reason = whyNotFilesystem(evidence, uncovered);
   return { grade, why: `${sentence} ${reason}${simulated}`, unfrozen: gaps };
+}
+
+/** A freeze that held and reached no disk of the set proves nothing about it, whatever the request accepts. */
+function nothingFrozen({ verdict, setDisks }: Evidence, gaps: readonly Gap[]): boolean {
+  const hasNoFileSystem = (disk: string) => gaps.some(({ target, mountpoint }) => target === disk && mountpoint === '');
+  return verdict?.window.frozenFileSystems === 0 || setDisks.every(hasNoFileSystem);
 }
 
 /** Without a freeze that counts: one instant for all disks, or one for each. */
@@ -63,6 +69,7 @@ function whyNotFilesystem({ verdict, unfrozenBecause }: Evidence, uncovered: rea
   if (unfrozenBecause !== undefined) return `Not frozen: ${unfrozenBecause}.`;
   if (verdict === undefined) return 'Not frozen.';
   if (!verdict.held) return `The freeze was lost (${verdict.lostReason ?? 'unknown'}): ${verdict.detail}`;
+  if (uncovered.length === 0) return 'The freeze reached no file system on these disks.';
   return `The freeze did not cover the set: ${uncovered.map(placeOf).join('; ')}.`;
 }
 

@@ -49,6 +49,17 @@ describe('the grade', () => {
       { oneTransaction: ['vda'], gaps: [gap('vdb', false)] },
       'per-disk',
     ],
+    [
+      'a held freeze that reached no disk of the set, though all are accepted',
+      { gaps: [gap('vda', true), gap('vdb', true)] },
+      'crash',
+    ],
+    [
+      'a held freeze of no file system',
+      { verdict: { ...held, window: { ...held.window, frozenFileSystems: 0 } } },
+      'crash',
+    ],
+    ['a held freeze that reached one disk, the other being accepted', { gaps: [gap('vdb', true)] }, 'filesystem'],
     ['a lost freeze in one transaction', { verdict: lost }, 'crash'],
     ['a lost freeze over several storages', { verdict: lost, oneTransaction: ['vda'] }, 'per-disk'],
     ['a lost freeze of one disk, wherever it lies', { verdict: lost, setDisks: ['vda'], oneTransaction: [] }, 'crash'],
