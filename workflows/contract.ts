@@ -172,7 +172,10 @@ export interface Progress {
     | 'queued'
     | 'preparing'
     | 'freezing'
+    /** The cuts are made, with the guest frozen. */
     | 'frozen'
+    /** The cuts are made, without a freeze. */
+    | 'cutting'
     | 'thawing'
     | 'recording'
     | 'undoing'

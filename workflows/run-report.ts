@@ -78,7 +78,7 @@ export class RunReport {
       (step) =>
         `| ${cell(step.name)} | ${step.startedAt.slice(11, 23)} | ${step.ms === undefined ? '…' : ms(step.ms)} | ${cell(step.error ?? '')} |`,
     );
-    const waiting = this.#waiting === undefined ? [] : [`**Waiting:** ${this.#waiting}`];
+    const waiting = this.#waiting === undefined ? [] : [`**Waiting:** ${cell(this.#waiting)}`];
     setCurrentDetails(
       [
         this.#head,
@@ -90,7 +90,7 @@ export class RunReport {
   }
 }
 
-/** A table's cell: what hosts and guests say must not break the table. */
+/** Other people's text inside our Markdown: what hosts and guests say must neither break the table nor become a link, a picture or a heading. */
 export function cell(text: string): string {
-  return text.replace(/[\r\n]+/g, ' ').replaceAll('|', '\\|');
+  return text.replace(/[\r\n\u2028\u2029]+/g, ' ').replace(/[\\`*_[\]<>#|]/g, '\\$&');
 }

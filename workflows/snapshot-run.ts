@@ -29,6 +29,10 @@ export class SnapshotRun {
   #attempt = 0;
   #isSecondTry = false;
   #unfrozenBecause: string | undefined;
+  /** The last window's end: what is known of the guest, whatever ends the run. */
+  #lastEnd: WindowEnd | undefined;
+  /** A freeze of this run was never answered for sure, and its host agent watches. */
+  #mayStillFreeze = false;
   #owesSlot = false;
   #owesUndo: Window | undefined;
   #owesRelease = false;
@@ -85,6 +89,15 @@ export class SnapshotRun {
     this.#owesRelease = true;
     this.#owesUndo = window;
     return window;
+  }
+
+  /** Keeps what a window's end says of the guest, and tells what its prepare had to clean up. */
+  sees(end: WindowEnd): void {
+    if (end.verdict !== undefined) {
+      this.#lastEnd = end;
+      this.#mayStillFreeze = end.verdict.window.frozenAt === undefined && (this.#mayStillFreeze || mayStillFreeze(end));
+    }
+    if (end.prepared !== undefined && end.prepared.cleaned !== '') this.#report.adds(cell(end.prepared.cleaned));
   }
 
   circumstances(window: Window): Circumstances {
@@ -148,7 +161,7 @@ export class SnapshotRun {
     const what = failed.failure.code === 'CANCELLED' ? 'was cancelled' : `failed: ${failed.failure.text}`;
     const sentences = [
       `Snapshot ${this.#plan.name} of ${this.#plan.vm.name} ${what}.`,
-      guestNow(failed.end),
+      guestNow(failed.end ?? this.#lastEnd, this.#mayStillFreeze),
       undone === undefined
         ? ''
         : isClean
@@ -167,7 +180,10 @@ export class SnapshotRun {
           left: isClean ? undefined : leftOf(failed, undone),
         },
       ]),
-    );
+    ).catch((error: unknown) => {
+      // Somebody else's word is in the catalogue. What happened here, and to the guest, is said all the same.
+      sentences.push(`The catalogue did not take this: ${failureOf(error).text}.`);
+    });
     this.#report.failed(failure);
     return runFailure(failure, sentences);
   }
@@ -242,17 +258,41 @@ function leftOf({ end }: SnapshotFailed, undone: Undone | undefined): PartsLeft 
   return { window: end.verdict.window.id, parts: end.prepared.parts.filter((part) => !gone.has(part.overlay)) };
 }
 
-/** In what state the guest is now: what a person must know first. */
-function guestNow(end: WindowEnd | undefined): string {
+/** In what state the guest is now: what a person must know first, and no more than is proven. */
+function guestNow(end: WindowEnd | undefined, mayStillFreeze: boolean): string {
   const verdict = end?.verdict;
-  if (verdict === undefined) return 'The guest was not frozen.';
-  if (verdict.lostReason === 'HOST_LOST') return 'Its host was removed as lost.';
-  if (verdict.window.frozenAt !== undefined) {
-    return `The guest is thawed; it was frozen for ${ms(verdict.window.ms)}.`;
+  if (verdict?.lostReason === 'HOST_LOST') return 'Its host was removed as lost.';
+  if (verdict?.lostReason === 'VM_GONE') return 'The VM stopped while its guest was frozen.';
+  if (mayStillFreeze) {
+    return 'Whether the guest is frozen is not proven: its host agent asks it, thaws it, and says so (stillpoint vms).';
   }
-  if (end?.trouble?.code === 'FREEZE_TIMEOUT')
-    return 'The host agent watches the guest and thaws it should it still freeze.';
-  return 'The guest is not frozen.';
+  if (verdict?.window.frozenAt !== undefined) {
+    const howLong = verdict.window.thawedAt === undefined ? 'a time not known' : ms(verdict.window.ms);
+    return `The guest is thawed; it was frozen for ${howLong}.`;
+  }
+  return verdict === undefined ? 'This run froze nothing.' : 'The guest is not frozen.';
+}
+
+/** With these the host agent knows that no freeze has happened or will happen. */
+const surelyNotFrozen: ReadonlySet<string> = new Set([
+  'AGENT_NOT_CONFIGURED',
+  'AGENT_NOT_CONNECTED',
+  'ALREADY_FROZEN',
+  'FREEZE_HOOK_FAILED',
+  'LIBVIRT_TOO_OLD',
+  'VM_NOT_FOUND',
+  'VM_NOT_RUNNING',
+  'VM_PAUSED',
+]);
+
+/** A freeze that was asked for, and of which the verdict proves neither that it happened and was thawed nor that it never will. */
+function mayStillFreeze({ verdict, trouble }: WindowEnd): boolean {
+  if (verdict === undefined || verdict.held || verdict.window.frozenAt !== undefined) return false;
+  const { lostReason } = verdict;
+  // After its restart a host agent gives no verdict before the guest is thawed.
+  if (lostReason === 'NEVER_FROZEN' || lostReason === 'HOST_LOST' || lostReason === 'HOST_AGENT_RESTARTED')
+    return false;
+  return !surelyNotFrozen.has(trouble?.code ?? '');
 }
 
 function pendingFailure(failure: Failure): Failure {

@@ -23,6 +23,7 @@ async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
   for (;;) {
     const window = run.nextWindow();
     const end = await throughOneWindow(window);
+    run.sees(end);
     const decision = decide(end, run.circumstances(window));
 
     if ('record' in decision) return await run.record(window, end, decision.record);

@@ -71,7 +71,7 @@ export class Window {
     const disks = this.#plan.localDisks;
     const summary = `Snapshots ${disks.join(', ')} in one transaction`;
     const request = { ...this.#request, disks, frozen: this.isFrozen, cut: localCut };
-    return this.#untilCancelled('frozen', `cut ${disks.join(', ')}`, () =>
+    return this.#untilCancelled(this.isFrozen ? 'frozen' : 'cutting', `cut ${disks.join(', ')}`, () =>
       steps.snapshotLocalDisks.executeWithOptions({ summary }, [request]),
     );
   }

@@ -130,6 +130,7 @@ const progress = z.object({
     'preparing',
     'freezing',
     'frozen',
+    'cutting',
     'thawing',
     'recording',
     'undoing',

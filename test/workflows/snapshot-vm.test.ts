@@ -214,6 +214,18 @@ describe('a freeze that fails', () => {
     ]);
   });
 
+  it('does not say that the guest is not frozen where the freeze may still happen', async () => {
+    const run = await start({
+      ...noAgent,
+      freezeFileSystems: async () => {
+        throw fails('FREEZE_FAILED', 'The guest agent gave an unknown answer.');
+      },
+    });
+    const { message } = await failed(run);
+    expect(message).toContain('Whether the guest is frozen is not proven');
+    expect(message).not.toContain('is not frozen.');
+  });
+
   it('goes on in an unfrozen window under best-effort, once the first is taken back', async () => {
     const run = await start(noAgent, { quiesce: 'best-effort' });
     const result = await recorded(run);
@@ -316,6 +328,16 @@ describe('the verdict', () => {
     const failure = await failed(run);
     expect(failure.type).toBe('CLEANUP_PENDING');
     expect(failure.message).toContain('Somebody else has decided');
+  });
+
+  it('says what happened to the guest also when the catalogue takes no word of it', async () => {
+    const refuse = async (): Promise<never> => {
+      throw fails('CATALOGUE_REFUSED', 'Somebody else has decided over the snapshot first.');
+    };
+    const run = await start({ recordSnapshot: refuse, undoWindow: refuse, closeSnapshot: refuse });
+    const failure = await failed(run);
+    expect(failure.message).toMatch(/^Snapshot nightly of web-1 failed: Somebody else has decided/);
+    expect(failure.message).toContain('The guest is thawed; it was frozen for 54 ms.');
   });
 });
 
