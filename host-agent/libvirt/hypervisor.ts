@@ -40,7 +40,8 @@ const JOB_NONE = 0;
 const MIGRATION_IN = 4;
 const MIGRATION_OUT = 5;
 
-const osAnswer = z.object({ id: z.string().optional() });
+/** The guest's own word, which goes into the journal and into answers: libvirt lets up to 4 MiB of it through. */
+const osAnswer = z.object({ id: z.string().max(64).optional() });
 
 export interface LibvirtHypervisorOptions extends LibvirtClientOptions {
   /** Images of this host; default: qemu-img and the file system. */

@@ -278,6 +278,13 @@ describe('The guest’s OS', () => {
     expect(await hypervisor.guestOs(uuid, 1)).toEqual(expected);
   });
 
+  it('is not what no operating system is called', async () => {
+    libvirtd.answer(Procedures.qemuAgentCommand, (call) =>
+      call.reply((w) => w.optional(`{"return":{"id":"${'x'.repeat(1_000_000)}"}}`, (o, value) => o.string(value))),
+    );
+    expect(await hypervisor.guestOs(uuid, 1)).toBeUndefined();
+  });
+
   it('is what the definition says where the agent does not answer', async () => {
     libvirtd.answer(Procedures.qemuAgentCommand, (call) => call.fail({ number: 86 }));
     expect(await hypervisor.guestOs(uuid, 1)).toBeUndefined();
