@@ -167,6 +167,6 @@ export interface DeletePlan {
   /** Window in which the snapshot was made. */
   window: string;
   parts: DiskPart[];
-  /** Its run died (was terminated) before it could record or undo: whatever its windows made is taken back. */
+  /** Its run died (was terminated), or could not say which parts it left: whatever its windows made is taken back. */
   leftOpen: boolean;
 }

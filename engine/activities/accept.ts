@@ -96,7 +96,9 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     host: row.host,
     window: row.windowId ?? '',
     parts: row.parts,
-    leftOpen: row.result === undefined && row.endedAt === undefined,
+    // Nobody could say which parts are left: the host looks for them by the windows' ids.
+    leftOpen:
+      row.result === undefined && row.parts.length === 0 && (row.endedAt === undefined || row.pending.length > 0),
   };
 }
 

@@ -332,11 +332,18 @@ export class SqlCatalogue implements Catalogue {
             state: isWhole ? 'complete' : 'cleanup-pending',
             parts: JSON.stringify(left),
             error: JSON.stringify(end.error),
-            pending: JSON.stringify(
-              isWhole
-                ? []
-                : left.map((part) => `${part.target}: ${part.overlay} is to be merged; delete the snapshot again.`),
-            ),
+            // Where no parts are known, what was pending still is: the next deletion must not take it for nothing.
+            ...(parts.length === 0
+              ? {}
+              : {
+                  pending: JSON.stringify(
+                    isWhole
+                      ? []
+                      : left.map(
+                          (part) => `${part.target}: ${part.overlay} is to be merged; delete the snapshot again.`,
+                        ),
+                  ),
+                }),
           })
           .where('snapshot_id', '=', snapshotId)
           .execute();
@@ -370,7 +377,10 @@ export class SqlCatalogue implements Catalogue {
     return asked(async () => {
       let rows = this.#db.selectFrom('snapshots').selectAll().orderBy('seq', 'desc').limit(limit);
       rows = state === undefined ? rows.where('state', '!=', 'deleted') : rows.where('state', '=', state);
-      if (vm !== undefined) rows = rows.where((where) => where.or([where('vm', '=', vm), where('vm_name', '=', vm)]));
+      if (vm !== undefined) {
+        const asked = storable(vm);
+        rows = rows.where((where) => where.or([where('vm', '=', asked), where('vm_name', '=', asked)]));
+      }
       if (grade !== undefined) rows = rows.where('grade', '=', grade);
       if (after !== undefined) rows = rows.where('seq', '<', (from) => seqOf(from, after));
       return (await rows.execute()).map(snapshotRow);
