@@ -1,5 +1,6 @@
 import type { Activities, DeleteSnapshotResult } from '@stillpoint/workflows';
 import { Context } from '@temporalio/activity';
+import { isCatalogueError } from '../catalogue/errors.js';
 import { isHostError } from '../hosts/errors.js';
 import { acceptDelete, acceptSnapshot } from './accept.js';
 import type { ActivityDeps } from './deps.js';
@@ -16,7 +17,8 @@ import { takeWindowSlot } from './window-slot.js';
 /** The activities that the workflows need (workflows/activities.ts), over the catalogue and the hosts. */
 export function createActivities(deps: ActivityDeps): Activities {
   return {
-    acceptSnapshot: (input) => asFailure(() => acceptSnapshot(deps, input, Context.current().cancellationSignal)),
+    acceptSnapshot: (input) =>
+      asFailure(() => acceptSnapshot(deps, input, Context.current().cancellationSignal), isWorthCheckingAgain),
 
     takeWindowSlot: ({ snapshotId }) =>
       asFailure(() => whileBeating((signal, tell) => takeWindowSlot(deps, snapshotId, signal, tell))),
@@ -107,6 +109,14 @@ export function createActivities(deps: ActivityDeps): Activities {
         }),
       ),
   };
+}
+
+/** So often are hosts asked for a VM before the request is refused: the run holds the VM's workflow id, and nobody would see why. */
+const mostChecks = 4;
+
+/** A catalogue that is down is waited for; a host that stays away is a reason to fail, as in `prepare`. */
+function isWorthCheckingAgain(error: unknown): boolean {
+  return isPassing(error) && (isCatalogueError(error) || Context.current().info.attempt < mostChecks);
 }
 
 async function asFailure<T>(work: () => Promise<T>, isRetryable: (error: unknown) => boolean = isPassing): Promise<T> {

@@ -11,14 +11,21 @@ import { currentRun } from './run.js';
 
 type Tell = (details: unknown) => void;
 
-/** Takes back all that a window made. The row first: from then on nothing of this run is recorded any more. */
+/**
+ * Takes back all that a window made. The row first: from then on nothing of this run is recorded any more. Where another window follows it stays
+ * `running`, but must be so: a run that was reset must not undo what its former self has recorded.
+ */
 export async function undoWindow(
   deps: ActivityDeps,
   { host, vm, window, plan, isLast }: Parameters<Activities['undoWindow']>[0],
   signal: AbortSignal,
   tell: Tell,
 ): Promise<Undone> {
-  if (isLast && !(await deps.catalogue.beginUndoing(plan.snapshotId, currentRun().runId))) throw refused(plan);
+  const { runId } = currentRun();
+  const mayUndo = isLast
+    ? await deps.catalogue.beginUndoing(plan.snapshotId, runId)
+    : await isRunning(deps, plan.snapshotId, runId);
+  if (!mayUndo) throw refused(plan);
   const merged = await patiently(deps, signal, tell, (onProgress) =>
     deps.hosts.host(host).undo({ vm, window }, { signal, onProgress }),
   );
@@ -27,6 +34,11 @@ export async function undoWindow(
   }
   const disks = mergedParts(merged);
   return { complete: merged.complete, disks, pending: pendingOf(disks) };
+}
+
+async function isRunning(deps: ActivityDeps, snapshotId: string, runId: string): Promise<boolean> {
+  const row = await deps.catalogue.getSnapshot(snapshotId);
+  return row?.state === 'running' && row.runId === runId;
 }
 
 /** A frozen window, a second one after a lost connection, and an unfrozen one: no run opens more. */

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import type { SlotHolder } from '../catalogue/catalogue.js';
 import type { ActivityDeps } from './deps.js';
 import { currentRun } from './run.js';
 
@@ -20,11 +21,24 @@ export async function takeWindowSlot(
     tell({ ahead: answer.ahead });
     if (poll % pollsPerCheck === 0) {
       for (const holder of answer.holders) {
-        if (await deps.runs.isClosed(holder.workflowId, holder.runId)) await deps.catalogue.giveBackSlot(holder.runId);
+        if (await isOver(deps, holder)) await deps.catalogue.giveBackSlot(holder.runId);
       }
     }
     await delay(slotPollMs, undefined, { signal }).catch(() => {
       throw signal.reason;
     });
+  }
+}
+
+/** Temporal may be away for a moment: that is no reason for a run that waits to fail. */
+async function isOver({ runs, log }: ActivityDeps, holder: SlotHolder): Promise<boolean> {
+  try {
+    return await runs.isClosed(holder.workflowId, holder.runId);
+  } catch (error) {
+    log.warn(
+      { err: error, holder: holder.workflowId },
+      'Temporal did not say whether a run ahead is over; asked again.',
+    );
+    return false;
   }
 }

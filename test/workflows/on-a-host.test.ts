@@ -194,6 +194,18 @@ describe('snapshotVm on a host', () => {
     expect((await failureOf(snapshot())).type).toBe('VM_NOT_RUNNING');
   });
 
+  it('gives up when the host that may have the VM stays away, and says which', async () => {
+    await all.catalogue.addHost({ name: 'kvm-away', address: '127.0.0.1:1' });
+    try {
+      const stranger = randomUUID();
+      const failure = await failureOf((await start({ vm: stranger }, workflowIdOf(stranger))).result());
+      expect(failure.type).toBe('HOST_UNREACHABLE');
+      expect(failure.message).toContain('kvm-away');
+    } finally {
+      await all.catalogue.removeHost('kvm-away');
+    }
+  });
+
   it('fails under required without a guest agent, leaving nothing, and goes on under best-effort', async () => {
     vm.disconnectAgent();
     const failure = await failureOf(snapshot());
@@ -327,6 +339,26 @@ describe('deleteSnapshot on a host', () => {
     await run.terminate('an administrator lost patience');
     held.release();
     await (await startDelete(kept.snapshotId)).result();
+    await leavesNothing();
+  });
+
+  it('takes back what the next run could not take back of a dead one', async () => {
+    const held = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const run = await start();
+    await held.hit;
+    const [dead] = await all.catalogue.listSnapshots({ vm: uuid, limit: 1 });
+    await run.terminate('an administrator lost patience');
+    held.release();
+    const refusal = host.world.inject('mergeOverlay', { reject: 'MERGE_FAILED' }, { vm: uuid, times: 100 });
+    const next = await snapshot();
+    refusal.remove();
+    const deadId = dead?.snapshotId ?? '';
+    expect(await all.catalogue.getSnapshot(deadId)).toMatchObject({ state: 'cleanup-pending', parts: [] });
+    expect(await overlays()).toHaveLength(4);
+    await (await startDelete(deadId)).result();
+    expect(await overlays()).toHaveLength(2);
+    expect(await chainOf('vda')).toHaveLength(2);
+    await (await startDelete(next.snapshotId)).result();
     await leavesNothing();
   });
 
