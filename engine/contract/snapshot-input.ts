@@ -24,18 +24,18 @@ const diskTargets = z
   .refine((targets) => new Set(targets).size === targets.length, 'must name every disk only once')
   .meta({ uniqueItems: true });
 
-/** One line for people: control characters would break tables, terminals and the Temporal UI. */
+/** One line for people: half a surrogate pair cannot be sent on as UTF-8, and control characters would break tables, terminals and the Temporal UI. */
 export const snapshotName = z
   .string()
   .min(1)
   .max(200)
-  .regex(/^(?!\s)[^\p{Cc}\u2028\u2029]*(?<!\s)$/u, 'must be one line without control characters or outer spaces');
+  .regex(/^(?!\s)[^\p{Cc}\p{Cs}\u2028\u2029]*(?<!\s)$/u, 'must be one line without control characters or outer spaces');
 
 /** Text for people; line breaks and tabs are fine. */
 export const snapshotDescription = z
   .string()
   .max(2000)
-  .regex(/^[^\p{Cc}]*(?:[\n\t][^\p{Cc}]*)*$/u, 'must not hold control characters');
+  .regex(/^[^\p{Cc}\p{Cs}]*(?:[\n\t][^\p{Cc}\p{Cs}]*)*$/u, 'must not hold control characters');
 
 export const quiescePolicy = z.enum(['required', 'best-effort', 'skip']);
 

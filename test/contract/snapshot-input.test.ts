@@ -55,6 +55,8 @@ describe('the input of snapshotVm', () => {
     ['a window longer than 60 s', { vm, windowLimitMs: 60_001 }, 'windowLimitMs'],
     ['a name of two lines', { vm, name: 'a\nb' }, 'name'],
     ['a name with a terminal escape', { vm, name: '\u001b[2J' }, 'name'],
+    ['a name with half a character', { vm, name: 'a\ud83d' }, 'name'],
+    ['a description with half a character', { vm, description: 'one\n\udc00' }, 'description'],
     ['an empty name', { vm, name: '' }, 'name'],
     ['a description without end', { vm, description: 'x'.repeat(2_001) }, 'description'],
     [
