@@ -8,8 +8,11 @@ import type { Api } from './server.js';
 
 const ok = z.object({ status: z.literal('ok') });
 
-/** Alive, and ready for work. */
-export function addHealthRoutes(api: Api, { catalogue, runs }: { catalogue: Catalogue; runs: Runs }): void {
+/** Alive, and ready for work; who asks gets his answer within `readyTimeoutMs`. */
+export function addHealthRoutes(
+  api: Api,
+  { catalogue, runs, readyTimeoutMs }: { catalogue: Catalogue; runs: Runs; readyTimeoutMs: number },
+): void {
   api.get(
     '/healthz',
     { schema: { tags: ['health'], summary: 'The engine lives', querystring: noQuery, response: { 200: ok } } },
@@ -27,7 +30,9 @@ export function addHealthRoutes(api: Api, { catalogue, runs }: { catalogue: Cata
       },
     },
     async () => {
-      const asked = await Promise.allSettled([catalogue.ping(), runs.ping()]);
+      const asked = await Promise.allSettled(
+        [catalogue.ping(), runs.ping()].map((answer) => within(readyTimeoutMs, answer)),
+      );
       const silent = ['catalogue', 'temporal'].filter((_, at) => asked[at]?.status === 'rejected');
       if (silent.length > 0) {
         throw new Problem('NOT_READY', `No answer from: ${silent.join(', ')}.`, { notReady: silent });
@@ -35,4 +40,12 @@ export function addHealthRoutes(api: Api, { catalogue, runs }: { catalogue: Cata
       return { status: 'ok' as const };
     },
   );
+}
+
+async function within(timeoutMs: number, answer: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const tooLong = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
+  });
+  await Promise.race([answer, tooLong]).finally(() => clearTimeout(timer));
 }

@@ -11,6 +11,8 @@ export interface RunFacts extends Run {
   /** Snapshot that the run is about; undefined: it did not say (yet). */
   snapshotId: string | undefined;
   isOpen: boolean;
+  /** Why a step of it is repeated, or what that waits for, in plain words. */
+  waiting: string | undefined;
   /** Temporal's word: RUNNING, COMPLETED, FAILED, CANCELLED, TERMINATED, TIMED_OUT, … */
   status: string;
   /** ISO 8601. */

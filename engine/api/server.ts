@@ -40,6 +40,8 @@ export interface ApiTimes {
   hostTimeoutMs?: number;
   /** How long a run may take to tell its progress, ms. Default 2 000. */
   progressTimeoutMs?: number;
+  /** How long /readyz waits for the catalogue and for Temporal, ms. Default 2 000. */
+  readyTimeoutMs?: number;
   /** When an `accepted` row without a run is given up, and how often that is looked for, ms. Default 60 000. */
   acceptedLimitMs?: number;
 }
@@ -122,7 +124,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
   await app.register(async (routes) => {
     const api = routes.withTypeProvider<ZodTypeProvider>();
     api.get('/openapi.json', { schema: { hide: true } }, () => app.swagger());
-    addHealthRoutes(api, { catalogue, runs });
+    addHealthRoutes(api, { catalogue, runs, readyTimeoutMs: times.readyTimeoutMs ?? 2_000 });
     addHostRoutes(api, { catalogue, directory });
     addVmRoutes(api, { hosts, directory });
     addSnapshotRoutes(api, { desk, directory });
@@ -196,7 +198,9 @@ function answerProblems(app: Api): void {
       error instanceof RunsUnavailable
         ? new Problem('TEMPORAL_UNAVAILABLE', `${error.message} See that it runs, and try again.`, {}, error)
         : problemOf(error);
-    if (problem.status >= 500) request.log.error({ err: error }, problem.message);
+    // Who polls /readyz is told what is away; the log has heard it from whoever needed it.
+    if (problem.code === 'NOT_READY') request.log.debug(problem.message);
+    else if (problem.status >= 500) request.log.error({ err: error }, problem.message);
     return answerProblem(reply, problem);
   });
 

@@ -23,6 +23,9 @@ interface Followed {
   row: SnapshotRow;
 }
 
+/** Of a step that runs longer than this, people want to know why, ms. */
+const longStepMs = 2_000;
+
 const inFlight: SnapshotState[] = ['accepted', 'running', 'recording', 'undoing', 'deleting'];
 
 /**
@@ -88,12 +91,22 @@ export class SnapshotDesk {
     const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
     if ('run' in followed) {
       const progress = await this.#runs.progress(followed.run, this.#times.progressTimeoutMs);
-      if (progress !== undefined && progress.state !== 'done') return viewOf(followed.row, { ...followed, progress });
+      if (progress !== undefined && progress.state !== 'done') {
+        return viewOf(followed.row, { ...followed, progress: await this.#withWait(followed.run, progress) });
+      }
       if (progress === undefined && (await this.#isOpen(followed.run)))
         return viewOf(followed.row, { ...followed, progress });
       return this.#withSteps(await this.#viewOfEnded(snapshotId, followed));
     }
     return this.#withSteps(viewOf(followed));
+  }
+
+  /** A step that is repeated, or waits, is known to Temporal and not to the run. Steps of a window are too short for the question. */
+  async #withWait(run: Run, progress: Progress): Promise<Progress> {
+    const step = progress.steps.at(-1);
+    if (progress.waiting !== undefined || step === undefined || step.ms !== undefined) return progress;
+    if (Date.now() - Date.parse(step.startedAt) < longStepMs) return progress;
+    return { ...progress, waiting: (await this.#runs.describe(run))?.waiting };
   }
 
   /** The steps of a run that is over, for as long as Temporal keeps it and a worker can tell; how long each took is what people ask afterwards. */
@@ -208,7 +221,8 @@ export class SnapshotDesk {
     if (!inFlight.includes(row.state)) return row;
     const kind = row.state === 'deleting' ? 'delete' : 'snapshot';
     const run = await this.#runOf(row, kind);
-    if (run === undefined) return row;
+    // Of a row that a run has taken over Temporal keeps the run for as long as it is open.
+    if (run === undefined) return row.state === 'accepted' ? row : leftBy(row, undefined);
     const followed: Followed = { run: { workflowId: run.workflowId, runId: run.runId }, kind, row };
     if (!run.isOpen) return followed;
     this.#followed.set(snapshotId, followed);
@@ -236,7 +250,7 @@ export class SnapshotDesk {
       // `done` is said a moment before the run ends: what it writes is written.
       if (facts?.isOpen === true) return viewOf(row, { ...followed, progress: undefined });
       if (row.state === 'accepted' && facts !== undefined) row = await this.#closeRefused(row, facts);
-      else row = { ...row, error: row.error ?? endedWithoutAWord(facts) };
+      else row = leftBy(row, facts);
     } else if (followed.kind === 'delete' && row.state !== 'deleted' && row.error === undefined) {
       // A deletion that was refused at its first step has changed nothing in the row.
       row = { ...row, error: await this.#runs.failure(followed.run) };
@@ -253,12 +267,23 @@ export class SnapshotDesk {
   }
 }
 
+/** A row whose run is over and did not live to write its end: nothing happens to it by itself any more. */
+function leftBy(row: SnapshotRow, run: RunFacts | undefined): SnapshotRow {
+  const pending = 'What its run made is taken back when this snapshot is deleted, or by the next snapshot of this VM.';
+  return {
+    ...row,
+    state: 'cleanup-pending',
+    error: row.error ?? endedWithoutAWord(run),
+    pending: row.pending.length > 0 ? row.pending : [pending],
+  };
+}
+
 function endedWithoutAWord(run: RunFacts | undefined): { code: string; text: string } {
   return {
     code: 'RUN_ENDED',
     text:
-      `The run ended${run === undefined ? '' : ` as ${run.status}`} before it could write its outcome. The guest is thawed by its host; ` +
-      'the next snapshot of this VM cleans up what the run left.',
+      `The run ended${run === undefined ? '' : ` as ${run.status}`} before it could write its outcome. The guest is thawed by its host ` +
+      '(stillpoint vms shows it); deleting this snapshot, or the next one of this VM, cleans up what the run left.',
   };
 }
 

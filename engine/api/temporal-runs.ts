@@ -203,10 +203,34 @@ function factsOf(description: WorkflowExecutionDescription): RunFacts {
     runId: description.runId,
     workflowType: description.type,
     snapshotId: description.typedSearchAttributes.get(snapshotKey),
-    isOpen: description.status.name === 'RUNNING',
+    isOpen: description.status.name === 'RUNNING' || description.status.name === 'PAUSED',
+    waiting: waitOf(description.raw.pendingActivities ?? []),
     status: description.status.name,
     startedAt: description.startTime.toISOString(),
   };
+}
+
+type PendingActivity = NonNullable<WorkflowExecutionDescription['raw']['pendingActivities']>[number];
+
+/** What a step that does not get on has told: its last failure, or what its heartbeats say that it waits for. */
+function waitOf(pending: readonly PendingActivity[]): string | undefined {
+  for (const { attempt, lastFailure, heartbeatDetails } of pending) {
+    const waitingFor = heartbeatWait(heartbeatDetails?.payloads?.at(-1)?.data);
+    const text = waitingFor ?? lastFailure?.message ?? undefined;
+    if (text !== undefined) return attempt && attempt > 1 ? `${text} (try ${attempt})` : text;
+  }
+  return undefined;
+}
+
+/** `waitingFor` of a heartbeat (engine/activities/merge.ts). */
+function heartbeatWait(data: Uint8Array | null | undefined): string | undefined {
+  try {
+    const details = JSON.parse(Buffer.from(data ?? []).toString()) as { waitingFor?: unknown } | null;
+    return typeof details?.waitingFor === 'string' ? details.waitingFor : undefined;
+  } catch {
+    // No heartbeat, or one without details.
+    return undefined;
+  }
 }
 
 /** Names are other people's text, and the Temporal UI renders Markdown. */
@@ -216,7 +240,8 @@ function markdown(text: string): string {
 
 /** One line of at most 200 bytes: more is refused (https://docs.temporal.io/workflow-execution#user-metadata). */
 function summary(text: string): string {
-  let short = text.replace(/\s+/g, ' ');
-  while (Buffer.byteLength(short) > 200) short = short.slice(0, -1);
-  return short;
+  // By characters: half of one is no UTF-8, and Temporal would refuse the whole run.
+  const characters = [...text.replace(/\s+/g, ' ')];
+  while (Buffer.byteLength(characters.join('')) > 200) characters.pop();
+  return characters.join('');
 }

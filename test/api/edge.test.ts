@@ -61,6 +61,13 @@ describe('the edge of the REST API', () => {
     served.runs.unavailable = undefined;
   });
 
+  it('says that it is not ready when Temporal does not answer at all', async () => {
+    const hasty = await ServedApi.start({ readyTimeoutMs: 10 });
+    hasty.runs.ping = () => new Promise(() => {});
+    expect(await hasty.ask('GET', '/readyz')).toMatchObject({ status: 503, body: { notReady: ['temporal'] } });
+    await hasty.stop();
+  });
+
   it.each(['evil.example', 'evil.example:8700', '127.0.0.1.evil.example', '10.0.0.1:8700', 'localhost@evil.example'])(
     'refuses the Host %s, which a rebound name carries',
     async (host) => {

@@ -103,6 +103,7 @@ export class FakeRuns implements Runs {
       workflowType,
       snapshotId: input.snapshotId,
       isOpen: true,
+      waiting: undefined,
       status: 'RUNNING',
       startedAt: new Date().toISOString(),
       progress: undefined,

@@ -35,6 +35,7 @@ export class ServedApi {
   readonly app: Api;
   readonly document: Document;
   readonly #folder: string;
+  readonly #others: Api[] = [];
 
   static async start(times: ApiTimes = { vmsKeptMs: 0 }): Promise<ServedApi> {
     const folder = await mkdtemp(join(tmpdir(), 'stillpoint-api-'));
@@ -55,7 +56,15 @@ export class ServedApi {
     return Object.assign(this, { app, document });
   }
 
+  /** A second API over the same catalogue, with a Temporal of its own that knows no run; stops with this one. */
+  async anotherEngine(): Promise<ServedApi> {
+    const other = await new ServedApi(this.#folder, this.catalogue, {}).#ready({ vmsKeptMs: 0 });
+    this.#others.push(other.app);
+    return other;
+  }
+
   async stop(): Promise<void> {
+    for (const app of this.#others) await app.close();
     await this.app.close();
     await this.catalogue.disconnect();
     await rm(this.#folder, { recursive: true });

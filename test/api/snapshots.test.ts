@@ -264,7 +264,26 @@ describe('snapshots over the REST API', () => {
       await takeOver(body.id);
       served.runs.end(body.id, 'TERMINATED');
       const seen = await served.ask('GET', `/v1/snapshots/${body.id}`);
-      expect(seen.body).toMatchObject({ state: 'running', error: { code: 'RUN_ENDED' } });
+      // No state in which somebody would wait for its end.
+      expect(seen.body).toMatchObject({ state: 'cleanup-pending', error: { code: 'RUN_ENDED' } });
+      expect(seen.body.pending).toEqual([expect.stringContaining('taken back')]);
+    });
+
+    it('says so also when Temporal does not know the run any more', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      const other = await served.anotherEngine();
+      const seen = await other.ask('GET', `/v1/snapshots/${body.id}`);
+      expect(seen.body).toMatchObject({ state: 'cleanup-pending', error: { code: 'RUN_ENDED' } });
+    });
+
+    it('says why a step is repeated, once it takes long', async () => {
+      const { body } = await post({});
+      const run = Object.assign(served.runs.of(body.id), { waiting: 'web-1 is still frozen (try 4)' });
+      run.progress = progress({ state: 'thawing' });
+      expect((await served.ask('GET', `/v1/snapshots/${body.id}`)).body.progress.waiting).toBe(run.waiting);
+      run.progress = progress({ steps: [{ name: 'thaw file systems', startedAt: new Date().toISOString() }] });
+      expect((await served.ask('GET', `/v1/snapshots/${body.id}`)).body.progress.waiting).toBeNull();
     });
 
     it('answers 404 to an unknown id and 400 to what is none', async () => {
@@ -276,6 +295,10 @@ describe('snapshots over the REST API', () => {
         status: 400,
         body: { field: 'id', in: 'params' },
       });
+    });
+
+    it('finds nothing by a name that no VM can have', async () => {
+      expect(await served.ask('GET', '/v1/snapshots?vm=%00')).toMatchObject({ status: 200, body: { snapshots: [] } });
     });
 
     it.each(['wait=-1', 'wait=61', 'wait=x', 'wiat=1'])('answers 400 to ?%s', async (query) => {
