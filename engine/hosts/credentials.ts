@@ -25,11 +25,10 @@ export type CredentialsOf = (
 /** Reads the certificates once; a changed file needs a restart. Errors: those of the file system, naming the file. */
 export async function credentialsFrom(security: Security): Promise<CredentialsOf> {
   if ('plain' in security) return plainOnLoopback;
-  const [ca, certificate, key] = await Promise.all([
-    readFile(security.tls.ca),
-    readFile(security.tls.certificate),
-    readFile(security.tls.key),
-  ]);
+  // One after another: of several that are missing the first is named, and not whichever failed first.
+  const ca = await readFile(security.tls.ca);
+  const certificate = await readFile(security.tls.certificate);
+  const key = await readFile(security.tls.key);
   return (host, onIdentity) =>
     ChannelCredentials.createSsl(ca, key, certificate, {
       checkServerIdentity: (_name, peer) => {
