@@ -17,7 +17,7 @@ import {
   ProcessTable,
   signalProcess,
 } from './processes.js';
-import type { Progress } from './programs.js';
+import { type ProgramResult, type Progress, runProgram } from './programs.js';
 
 /** What the host agent drives: a libvirt, or guests in its own memory. */
 export type SystemHypervisor =
@@ -239,6 +239,13 @@ export class System {
   /** Resident memory of a process and its children, bytes. */
   residentBytes(process: ProcessIdentity): number {
     return [process, ...children(process.pid)].reduce((sum, { pid }) => sum + residentBytes(pid), 0);
+  }
+
+  /** Runs the command `stillpoint` against this engine to its end, whatever its exit code. */
+  async stillpoint(...args: string[]): Promise<ProgramResult> {
+    const program = join(repositoryRoot(), 'engine', 'dist', 'cli', 'main.js');
+    const anyExitCode = Array.from({ length: 256 }, (_, code) => code);
+    return runProgram(process.execPath, [program, ...args], { env: this.cliEnvironment, accept: anyExitCode });
   }
 
   /** What `stillpoint` needs in its environment to reach this engine. */

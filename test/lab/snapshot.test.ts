@@ -7,7 +7,7 @@ import { VM, WholeSystem } from './whole-system.js';
 let world: WholeSystem;
 
 beforeAll(async () => {
-  world = await WholeSystem.start('snapshot');
+  world = await WholeSystem.start('product');
 });
 afterAll(async () => {
   await world?.stop();
@@ -131,6 +131,23 @@ describe('A snapshot of a VM under write load', () => {
     cut.release();
     expect(await system.waitForSnapshot(id)).toMatchObject({ state: 'complete', grade: 'filesystem' });
     await system.deleteSnapshot(id);
+    await world.expectNothingLeft();
+  });
+});
+
+describe('The command stillpoint', () => {
+  it('takes, lists, shows and deletes a snapshot of the real guest', async () => {
+    const { system } = world;
+    const created = await system.stillpoint('--json', 'snapshot', 'create', VM, '--name', 'by hand', '--wait');
+    expect(created.exitCode).toBe(0);
+    const { id, grade } = JSON.parse(created.stdout);
+    expect(grade).toBe('filesystem');
+    const listed = await system.stillpoint('snapshot', 'list', '--vm', VM, '--state', 'complete');
+    expect(listed.stdout).toContain('by hand');
+    const shown = await system.stillpoint('snapshot', 'show', id);
+    expect(shown.stdout).toMatch(/filesystem/);
+    expect(shown.stdout).toMatch(/vdc/);
+    expect(await system.stillpoint('snapshot', 'delete', id, '--wait')).toMatchObject({ exitCode: 0, stderr: '' });
     await world.expectNothingLeft();
   });
 });
