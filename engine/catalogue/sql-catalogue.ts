@@ -1,15 +1,7 @@
 import type { DiskPart, MergedPart, SnapshotVmResult } from '@stillpoint/workflows';
 import { type ExpressionBuilder, type Kysely, type Selectable, sql, type Transaction, type Updateable } from 'kysely';
 
-import type {
-  AcceptRequest,
-  Catalogue,
-  HostRow,
-  SlotHolder,
-  SnapshotRow,
-  SnapshotState,
-  TakeOverRequest,
-} from './catalogue.js';
+import type { AcceptRequest, Catalogue, HostRow, SnapshotRow, SnapshotState, TakeOverRequest } from './catalogue.js';
 import { asCatalogueError, CatalogueError } from './errors.js';
 import type { SnapshotsTable, Tables } from './tables.js';
 
@@ -389,14 +381,13 @@ export class SqlCatalogue implements Catalogue {
 
   // ---- window slots
 
-  takeSlot(request: {
-    snapshotId: string;
-    workflowId: string;
-    runId: string;
-    limit: number;
-  }): Promise<{ taken: true } | { taken: false; ahead: number; holders: SlotHolder[] }> {
-    return asked(() =>
-      this.#db.transaction().execute(async (transaction) => {
+  takeSlot(request: SlotRequest): Promise<SlotAnswer> {
+    return asked(async () => {
+      // Whose turn it is not only reads. A write would be synced to the disk at every poll, with the embedded database by the engine's one thread:
+      // inside the windows for which this run waits.
+      const seen = turnOf(request, await slotsIn(this.#db));
+      if (seen !== 'not in the queue' && seen !== 'free') return seen;
+      return this.#db.transaction().execute(async (transaction) => {
         // One at a time decides: this row is the queue's lock.
         await transaction.selectFrom('installation').select('id').forUpdate().executeTakeFirstOrThrow();
         await transaction
@@ -409,29 +400,17 @@ export class SqlCatalogue implements Catalogue {
           })
           .onConflict((conflict) => conflict.column('run_id').doNothing())
           .execute();
-        const slots = await transaction.selectFrom('window_slots').selectAll().orderBy('seq').execute();
-        const mine = slots.findIndex((slot) => slot.run_id === request.runId);
-        if (slots[mine]?.taken === true) return { taken: true as const };
-        const holders = slots.filter((slot, at) => slot.taken || at < mine);
-        if (holders.length < request.limit) {
-          await transaction
-            .updateTable('window_slots')
-            .set({ taken: true })
-            .where('run_id', '=', request.runId)
-            .execute();
-          return { taken: true as const };
-        }
-        return {
-          taken: false as const,
-          ahead: holders.filter((slot) => !slot.taken).length,
-          holders: holders.map((slot) => ({
-            snapshotId: slot.snapshot_id,
-            workflowId: slot.workflow_id,
-            runId: slot.run_id,
-          })),
-        };
-      }),
-    );
+        const turn = turnOf(request, await slotsIn(transaction));
+        if (turn === 'not in the queue') throw new Error(`The run ${request.runId} is not in the queue it was put in.`);
+        if (turn !== 'free') return turn;
+        await transaction
+          .updateTable('window_slots')
+          .set({ taken: true })
+          .where('run_id', '=', request.runId)
+          .execute();
+        return { taken: true as const };
+      });
+    });
   }
 
   giveBackSlot(runId: string): Promise<void> {
@@ -491,6 +470,31 @@ async function asked<T>(ask: () => Promise<T>): Promise<T> {
   } catch (error) {
     throw asCatalogueError(error);
   }
+}
+
+type SlotRequest = Parameters<Catalogue['takeSlot']>[0];
+type SlotAnswer = Awaited<ReturnType<Catalogue['takeSlot']>>;
+type Slot = Selectable<Tables['window_slots']>;
+
+function slotsIn(db: Kysely<Tables>): Promise<Slot[]> {
+  return db.selectFrom('window_slots').selectAll().orderBy('seq').execute();
+}
+
+function turnOf({ runId, limit }: SlotRequest, slots: Slot[]): SlotAnswer | 'free' | 'not in the queue' {
+  const mine = slots.findIndex((slot) => slot.run_id === runId);
+  if (mine < 0) return 'not in the queue';
+  if (slots[mine]?.taken === true) return { taken: true };
+  const holders = slots.filter((slot, at) => slot.taken || at < mine);
+  if (holders.length < limit) return 'free';
+  return {
+    taken: false,
+    ahead: holders.filter((slot) => !slot.taken).length,
+    holders: holders.map((slot) => ({
+      snapshotId: slot.snapshot_id,
+      workflowId: slot.workflow_id,
+      runId: slot.run_id,
+    })),
+  };
 }
 
 /** Against a removal at the same time: the host is there, and stays until the transaction's end. */

@@ -4,8 +4,9 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import { openCatalogue } from '@stillpoint/engine/catalogue/open.js';
+import { openCatalogue, openOn } from '@stillpoint/engine/catalogue/open.js';
 import { openPglite } from '@stillpoint/engine/catalogue/pglite.js';
+import { PGliteDialect } from 'kysely-pglite-dialect';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 
 import { catalogueContract } from './catalogue-contract.js';
@@ -58,6 +59,21 @@ describe('the embedded catalogue', () => {
     await database.close();
     await expect(openCatalogue(folder)).rejects.toMatchObject({ code: 'CATALOGUE_NEWER' });
     expect((await readdir(folder)).filter((file) => file.includes('lock'))).toEqual([]);
+  });
+
+  it('writes nothing while a run waits for its turn: the disk is left to the windows that are open', async () => {
+    const database = await openPglite(join(folder, 'catalogue'));
+    const catalogue = await openOn(new PGliteDialect(database));
+    const written = async () => (await database.query('select pg_current_wal_insert_lsn()::text as at')).rows;
+    const wanting = (runId: string) => ({ runId, workflowId: 'vm-1', snapshotId: runId, limit: 1 });
+    await catalogue.takeSlot(wanting('holder'));
+    await catalogue.takeSlot(wanting('waiting'));
+    const before = await written();
+    expect(await catalogue.takeSlot(wanting('waiting'))).toMatchObject({ taken: false });
+    expect(await written()).toEqual(before);
+    await catalogue.giveBackSlot('holder');
+    expect(await catalogue.takeSlot(wanting('waiting'))).toEqual({ taken: true });
+    await catalogue.disconnect();
   });
 
   it('says that it is unavailable once it is closed', async () => {
