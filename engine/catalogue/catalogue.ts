@@ -13,7 +13,6 @@ export interface Catalogue {
   /** Adds a host, or takes a lost one back. Errors: HOST_EXISTS. */
   addHost(host: { name: string; address: string }): Promise<HostRow>;
   listHosts(): Promise<HostRow[]>;
-  getHost(name: string): Promise<HostRow | undefined>;
   /** Removes a host that no row needs. Errors: HOST_NOT_FOUND, HOST_IN_USE. */
   removeHost(name: string): Promise<void>;
   /** An administrator's word that the host is fenced and its guests are dead: the row stays as `lost`, and every wait for it ends. */

@@ -42,13 +42,6 @@ export class SqlCatalogue implements Catalogue {
     return asked(async () => (await this.#db.selectFrom('hosts').selectAll().orderBy('name').execute()).map(hostRow));
   }
 
-  getHost(name: string): Promise<HostRow | undefined> {
-    return asked(async () => {
-      const row = await this.#db.selectFrom('hosts').selectAll().where('name', '=', name).executeTakeFirst();
-      return row && hostRow(row);
-    });
-  }
-
   removeHost(name: string): Promise<void> {
     return asked(() =>
       this.#db.transaction().execute(async (transaction) => {

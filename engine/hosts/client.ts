@@ -25,7 +25,6 @@ const deadlines = {
   snapshotVm: 100_000,
   /** A thaw hook may be slow: the host agent gives it 60 s. */
   thaw: 75_000,
-  verdict: 5_000,
   release: 8_000,
 } as const;
 
@@ -134,13 +133,6 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
       );
       if (verdict === undefined) throw new HostError(name, 'INTERNAL', `${name} thawed without a verdict.`);
       return verdictFromWire(verdict);
-    },
-
-    getVerdict: async ({ vm, window }, options) => {
-      const { verdict } = await unary<wire.GetVerdictResponse>(options, deadlines.verdict, (client, call, answer) =>
-        client.getVerdict({ vmUuid: vm, windowId: window }, metadata, call, answer),
-      );
-      return verdict === undefined ? undefined : verdictFromWire(verdict);
     },
 
     undo: ({ vm, window }, options) =>

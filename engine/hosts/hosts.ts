@@ -49,7 +49,6 @@ export interface HostClient {
     unfrozenReason: string;
   }>;
   thawFileSystems(request: { vm: string; window: string; reason: string }, options?: CallOptions): Promise<HostVerdict>;
-  getVerdict(request: { vm: string; window: string }, options?: CallOptions): Promise<HostVerdict | undefined>;
   undo(
     request: { vm: string; window: string },
     options?: CallOptions & { onProgress?: (progress: HostMergeProgress) => void },
