@@ -67,7 +67,7 @@ describe('the REST API on a real Temporal server', () => {
       name: 'nightly',
       host: 'kvm-01',
       error: null,
-      progress: null,
+      progress: { state: 'done' },
       run: { workflowId: workflowIdOf(uuid) },
     });
     expect(taken.disks.map((disk: { target: string }) => disk.target)).toEqual(['vda', 'vdb']);
@@ -107,7 +107,7 @@ describe('the REST API on a real Temporal server', () => {
   it('tells why a request was refused by the run’s first step', async () => {
     const id = await take({ disks: ['vdz'] });
     const refused = await atEnd(id);
-    expect(refused).toMatchObject({ state: 'failed', error: { code: 'DISK_NOT_FOUND' }, progress: null });
+    expect(refused).toMatchObject({ state: 'failed', error: { code: 'DISK_NOT_FOUND' }, progress: { state: 'done' } });
     expect(refused.error.text).toContain('vdz');
     expect(await ask('DELETE', `/v1/snapshots/${id}`)).toMatchObject({ status: 409, body: { code: 'SNAPSHOT_STATE' } });
   });
