@@ -40,10 +40,16 @@ export default defineConfig({
           fileParallelism: false,
         },
       },
-      // One lab on the machine: its files run one after another.
       {
         ...shared,
-        test: { name: 'lab', pool, include: onLab, testTimeout: 180_000, hookTimeout: 600_000, fileParallelism: false },
+        test: {
+          name: 'lab',
+          pool,
+          include: onLab,
+          globalSetup: 'test/lab/prepare.ts',
+          testTimeout: 180_000,
+          hookTimeout: 600_000,
+        },
       },
     ],
   },

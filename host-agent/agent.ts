@@ -151,6 +151,7 @@ async function openServices(deps: Parameters<typeof serve>[0]) {
     hypervisor,
     folder: join(config.stateFolder, 'snapshots'),
     locations,
+    settings: { lateSwitchMs: config.snapshot.lateSwitchMs },
     ...(overlayFolder === undefined ? {} : { overlayFolder }),
     log: log.child({ room: 'snapshot' }),
   });

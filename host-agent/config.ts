@@ -64,6 +64,12 @@ const schema = z
         agentTimeoutAfterS: z.union([z.literal('default'), z.number().int().min(1).max(3_600)]).default('default'),
       })
       .prefault({}),
+    snapshot: z
+      .strictObject({
+        /** How long libvirt may still begin a switch to an overlay whose answer was lost: its own wait for a domain's job is 30 s. */
+        lateSwitchMs: ms(1_000, 600_000).default(35_000),
+      })
+      .prefault({}),
     /** With `hypervisor: simulated`: guests in memory. */
     simulated: z
       .strictObject({

@@ -86,6 +86,20 @@ export class Lab {
   }
 
   /**
+   * Does once what every lab on this machine needs: packages, the guest's image, whether KVM works. Labs that are brought up side by side
+   * afterwards do not meet in it.
+   *
+   * @throws LabError UNSUPPORTED_PLATFORM, PACKAGES_MISSING.
+   */
+  static async prepare(options: Pick<LabOptions, 'cacheFolder' | 'progress'> = {}): Promise<void> {
+    const progress = options.progress ?? (() => undefined);
+    const cacheFolder = resolve(options.cacheFolder ?? join(defaultStateFolder(), 'cache'));
+    checkPlatform();
+    await ensurePackages(VM_REQUIREMENTS, progress);
+    await chooseAcceleration(await ensureGuestImage(cacheFolder, progress), cacheFolder, progress);
+  }
+
+  /**
    * Brings the lab up, or finds it up: installs what is missing, builds the guest, starts libvirtd and the VM, and returns
    * when the guest agent answers. What an earlier run has left (crashed, killed) is ended and removed first.
    *

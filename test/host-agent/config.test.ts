@@ -29,6 +29,7 @@ test('an empty file means the defaults', async () => {
     libvirt: { uri: 'qemu:///system' },
     disks: { locations: ['/var/lib/libvirt/images', '/var/lib/nova/instances'] },
     freeze: { windowLimitMs: 30_000, windowLimitWindowsMs: 8_000, thawTimeoutS: 60, agentTimeoutAfterS: 'default' },
+    snapshot: { lateSwitchMs: 35_000 },
   });
 });
 

@@ -28,11 +28,15 @@ export class WholeSystem {
     this.temporalCommand = temporalCommand;
   }
 
-  static async start(name: string, options: { readonly qemuUser?: QemuUser } = {}): Promise<WholeSystem> {
+  static async start(
+    name: string,
+    options: { readonly qemuUser?: QemuUser; readonly hostAgentConfig?: Record<string, unknown> } = {},
+  ): Promise<WholeSystem> {
+    const { hostAgentConfig, ...labOptions } = options;
     const stateFolder = testStateFolder(name);
     const temporal = await findTemporal({ env: withoutCluster(), progress: console.log });
     if (temporal.kind !== 'command') throw new Error('A server of our own is started, whatever cluster there is');
-    const lab = await Lab.up({ stateFolder, progress: console.log, ...options });
+    const lab = await Lab.up({ stateFolder, progress: console.log, ...labOptions });
     const proxy = await LibvirtProxy.start({ socket: join(stateFolder, 'run/proxy'), upstream: lab.libvirtSocket });
     try {
       const system = await System.start({
@@ -40,6 +44,7 @@ export class WholeSystem {
         hypervisor: { kind: 'libvirt', socket: proxy.socket, imageFolders: [lab.imagesFolder] },
         temporalCommand: temporal.path,
         progress: console.log,
+        ...(hostAgentConfig === undefined ? {} : { hostAgentConfig }),
       });
       return new WholeSystem(lab, proxy, system, temporal.path);
     } catch (error) {
