@@ -35,9 +35,9 @@ export default defineConfig({
           name: 'temporal',
           pool,
           include: onTemporal,
+          globalSetup: 'test/temporal/prepare.ts',
           testTimeout: 60_000,
           hookTimeout: 300_000,
-          fileParallelism: false,
         },
       },
       {

@@ -2,7 +2,7 @@
 // `npm test -- unit lab` runs only those; `-- --help` lists them.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
 import { prepare, root, step } from './prepare.mjs';
 
@@ -17,8 +17,13 @@ const lab =
 
 const suites = [
   { name: 'lint', on: 'Biome and buf over the whole tree' },
-  { name: 'unit', on: 'Node, PGlite, gRPC on loopback, the simulated hypervisor' },
-  { name: 'temporal', on: 'a real Temporal server, the simulated hypervisor' },
+  // vitest alone would leave one of two cores idle.
+  {
+    name: 'unit',
+    on: 'Node, PGlite, gRPC on loopback, the simulated hypervisor',
+    workers: Math.max(2, availableParallelism() - 1),
+  },
+  { name: 'temporal', on: 'a real Temporal server, the simulated hypervisor', workers: 2 },
   // Each file has a lab of its own and waits most of its time; more than three starve the guests on small machines.
   { name: 'lab', on: 'real libvirt, QEMU, guest agent and Temporal', cannot: lab, workers: 3 },
 ];
