@@ -39,10 +39,10 @@ export class Demo {
     // An earlier demo that was killed has left its processes.
     await endSystem(this.#folder);
 
-    // Side by side: on a fresh machine both take minutes.
+    // Side by side: on a fresh machine both take long. The guest boots only then: it would take a processor from the build.
     const [temporal] = await Promise.all([
       findTemporal({ progress: (line) => say(`Temporal: ${line}`) }),
-      simulatedBecause === undefined ? this.#bringLabUp() : undefined,
+      simulatedBecause === undefined ? Lab.prepare({ progress: say }) : undefined,
     ]);
     if (temporal.kind === 'cluster') {
       throw new LabError(
@@ -51,6 +51,7 @@ export class Demo {
       );
     }
     say(`Temporal: ${temporal.path} (${temporal.source})`);
+    if (simulatedBecause === undefined) await this.#bringLabUp();
     const system = await System.start({
       folder: this.#folder,
       hypervisor: this.#hypervisor(),
