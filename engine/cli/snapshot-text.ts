@@ -9,7 +9,7 @@ export function snapshotText(snapshot: SnapshotView): string {
     ['name', snapshot.name ?? undefined],
     ['description', snapshot.description?.split('\n')],
     ['VM', `${vm.name} (${vm.uuid})${snapshot.host === null ? '' : ` on ${snapshot.host}`}`],
-    ['state', progress === null ? snapshot.state : `${snapshot.state}, ${progress.state}`],
+    ['state', progress === null || progress.state === 'done' ? snapshot.state : `${snapshot.state}, ${progress.state}`],
     ['waiting', progress?.waiting ?? undefined],
     ['grade', snapshot.grade ?? undefined],
     ['why', snapshot.why ?? undefined],

@@ -216,3 +216,9 @@ test.each([
   expect(ran.exitCode).toBe(exitCode);
   expect(ran.err).toBe('stillpoint: HOST_UNREACHABLE: The host is away.\n');
 });
+
+test('snapshot show of an ended snapshot says how it ended, and not that its run is done too', async () => {
+  api.inTurn({ body: snapshot({ progress: { state: 'done', waiting: null, steps: [] } }) });
+  const ran = await stillpoint(api.url, ['snapshot', 'show', id]);
+  expect(ran.out).toMatch(/^state +complete$/m);
+});
