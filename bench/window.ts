@@ -79,7 +79,8 @@ try {
 async function ours(): Promise<number> {
   const id = await system.createSnapshot(vm);
   const { state, grade, why, window, error } = await system.waitForSnapshot(id);
-  if (state !== 'complete' || grade !== 'filesystem') throw new Error(`ours: ${state} ${error?.text ?? why}`);
+  if (state !== 'complete' || grade !== 'filesystem' || window === null)
+    throw new Error(`ours: ${state} ${error?.text ?? why}`);
   await system.deleteSnapshot(id);
   return window.ms;
 }

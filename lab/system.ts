@@ -5,6 +5,7 @@ import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import type { SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
 import { type DevServer, startDevServer } from '@stillpoint/engine/temporal/dev-server.js';
 import { makeCa, makeEngineCertificate, makeHostCertificate } from '@stillpoint/host-agent/certs.js';
 import { LabError } from './errors.js';
@@ -44,11 +45,11 @@ export interface SystemOptions {
   readonly engineConfig?: Record<string, unknown>;
 }
 
-export interface ApiAnswer {
+/** `Body` is the route's answer as the caller knows it; the API's own tests hold it against the OpenAPI document. */
+export interface ApiAnswer<Body> {
   readonly status: number;
   readonly headers: Headers;
-  // biome-ignore lint/suspicious/noExplicitAny: the reader knows the route's answer; the API's own tests hold it against the OpenAPI document
-  readonly body: any;
+  readonly body: Body;
 }
 
 const HOST = 'lab-host';
@@ -113,12 +114,12 @@ export class System {
   }
 
   /** One request to the REST API, JSON in and out. */
-  async request(
+  async request<Body = unknown>(
     method: string,
     path: string,
     body?: unknown,
     headers: Record<string, string> = {},
-  ): Promise<ApiAnswer> {
+  ): Promise<ApiAnswer<Body>> {
     const answer = await fetch(`${this.api}${path}`, {
       method,
       headers: { ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
@@ -126,7 +127,11 @@ export class System {
       signal: AbortSignal.timeout(60_000),
     });
     const text = await answer.text();
-    return { status: answer.status, headers: answer.headers, body: text === '' ? undefined : JSON.parse(text) };
+    return {
+      status: answer.status,
+      headers: answer.headers,
+      body: (text === '' ? undefined : JSON.parse(text)) as Body,
+    };
   }
 
   /** Waits until the engine answers /readyz, or throws with the end of its log. */
@@ -141,24 +146,29 @@ export class System {
   /** Waits until the host agent answers the engine. */
   async waitForHost(timeoutMs = 30_000): Promise<void> {
     await this.#until('the host agent does not answer the engine', timeoutMs, async () => {
-      const { status, body } = await this.request('GET', '/v1/vms');
-      return status === 200 && Array.isArray(body.vms) && body.vms.length > 0 && !body.vms[0].stale;
+      const { status, body } = await this.request<{ vms: VmView[] }>('GET', '/v1/vms');
+      return status === 200 && body.vms[0]?.stale === false;
     });
   }
 
   /** Waits until a snapshot's run has ended and answers what the API says of it. */
-  async waitForSnapshot(id: string, timeoutMs = 120_000): Promise<ApiAnswer['body']> {
-    let last: ApiAnswer['body'];
+  async waitForSnapshot(id: string, timeoutMs = 120_000): Promise<SnapshotView> {
+    let seen: SnapshotView | undefined;
     await this.#until(`snapshot ${id} has not ended`, timeoutMs, async () => {
-      last = (await this.request('GET', `/v1/snapshots/${id}?wait=20`)).body;
-      return ended.has(last?.state);
+      const { status, body } = await this.request<SnapshotView>('GET', `/v1/snapshots/${id}?wait=20`);
+      if (status !== 200 || !ended.has(body.state)) return false;
+      seen = body;
+      return true;
     });
-    return last;
+    if (seen === undefined) throw new LabError('PROGRAM_FAILED', `snapshot ${id} has no end`);
+    return seen;
   }
 
   /** Asks for a snapshot and answers its id. */
   async createSnapshot(vm: string, body: Record<string, unknown> = {}): Promise<string> {
-    const answer = await this.request('POST', `/v1/vms/${vm}/snapshots`, body, { 'idempotency-key': randomUUID() });
+    const answer = await this.request<{ id: string }>('POST', `/v1/vms/${vm}/snapshots`, body, {
+      'idempotency-key': randomUUID(),
+    });
     if (answer.status !== 202)
       throw new LabError('PROGRAM_FAILED', `No snapshot was begun: ${JSON.stringify(answer.body)}`);
     return answer.body.id;
@@ -170,7 +180,7 @@ export class System {
     if (answer.status !== 202)
       throw new LabError('PROGRAM_FAILED', `No deletion was begun: ${JSON.stringify(answer.body)}`);
     await this.#until(`snapshot ${id} is not deleted`, 120_000, async () => {
-      const { status, body } = await this.request('GET', `/v1/snapshots/${id}?wait=20`);
+      const { status, body } = await this.request<SnapshotView>('GET', `/v1/snapshots/${id}?wait=20`);
       if (status === 200 && body.state !== 'deleting' && body.state !== 'deleted') {
         throw new LabError('PROGRAM_FAILED', `Snapshot ${id} was not deleted: ${JSON.stringify(body)}`);
       }

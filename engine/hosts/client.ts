@@ -85,8 +85,8 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
       if (answer.staleOperationId !== '') {
         return { stale: { operation: answer.staleOperationId, window: answer.staleWindowId } };
       }
-      const { overlays, gaps, expectedFileSystems, guestOs, windowLimitMs } = answer;
-      return { vm: vmFromWire(answer.vm), overlays, gaps, expectedFileSystems, guestOs, windowLimitMs };
+      const { overlays, gaps, guestOs, windowLimitMs } = answer;
+      return { vm: vmFromWire(answer.vm), overlays, gaps, guestOs, windowLimitMs };
     },
 
     freezeFileSystems: async ({ vm, window, cuts, freezeTimeoutMs }, options) =>

@@ -93,7 +93,6 @@ export interface HostVm {
   name: string;
   state: 'running' | 'paused' | 'shut-off' | 'other';
   guestAgent: 'connected' | 'disconnected' | 'not-configured' | 'unknown';
-  persistent: boolean;
   disks: HostDisk[];
   hold: HostHold;
 }
@@ -156,7 +155,6 @@ export type PrepareAnswer =
       vm: HostVm;
       overlays: HostOverlay[];
       gaps: HostGap[];
-      expectedFileSystems: number;
       guestOs: string;
       windowLimitMs: number;
     };

@@ -25,7 +25,6 @@ export function vmFromWire(vm: wire.Vm | undefined): HostVm {
     name: vm.name,
     state: vmStates[vm.state] ?? 'other',
     guestAgent: guestAgentStates[vm.guestAgent] ?? 'unknown',
-    persistent: vm.persistent,
     disks: vm.disks.map(diskFromWire),
     hold: holdFromWire(vm.hold),
   };

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
+import type { SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
 import { findTemporal } from '@stillpoint/engine/temporal/find.js';
 import { LabError } from '../errors.js';
 import { Lab } from '../lab.js';
@@ -122,7 +122,7 @@ export class Demo {
 
   async #showVms(system: System): Promise<void> {
     const { say } = this.#options;
-    const { body } = await system.request('GET', `/v1/vms/${VM}`);
+    const { body } = await system.request<VmView>('GET', `/v1/vms/${VM}`);
     say('');
     say(`${body.name} on ${body.host}: ${body.state}, guest agent ${body.guestAgent}`);
     for (const disk of body.disks) {
@@ -140,8 +140,8 @@ export class Demo {
     this.#snapshotId = id;
     let told = 0;
     for (;;) {
-      const { body } = await system.request('GET', `/v1/snapshots/${id}`);
-      const done = (body.progress?.steps ?? []).filter((step: { ms: number | null }) => step.ms !== null);
+      const { body } = await system.request<SnapshotView>('GET', `/v1/snapshots/${id}`);
+      const done = (body.progress?.steps ?? []).flatMap(({ ms, ...step }) => (ms === null ? [] : [{ ...step, ms }]));
       for (const step of done.slice(told)) {
         say(
           `  ${step.name.padEnd(26)} ${`${Math.round(step.ms)} ms`.padStart(8)}${step.error ? `  ${step.error}` : ''}`,

@@ -191,7 +191,6 @@ export function someVm(change: Partial<HostVm> = {}): HostVm {
     name: 'web-1',
     state: 'running',
     guestAgent: 'connected',
-    persistent: true,
     disks: [
       {
         target: 'vda',

@@ -1,4 +1,5 @@
 /** The workflows are a public contract: a run that somebody starts with a Temporal client of their own gets the same checks, record and grade. */
+import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { runProgram } from '@stillpoint/lab/programs.js';
 import type { SnapshotVmResult } from '@stillpoint/workflows';
 import { Client, Connection } from '@temporalio/client';
@@ -27,7 +28,7 @@ const uuid = () => world.lab.vm.uuid;
 /** What the result says is what the catalogue, the chain and the file systems say; deletes the snapshot. */
 async function expectRecorded(result: SnapshotVmResult): Promise<void> {
   expect(result).toMatchObject({ grade: 'filesystem', partial: true, vm: { uuid: uuid(), name: 'web-1' } });
-  const { status, body } = await world.system.request('GET', `/v1/snapshots/${result.snapshotId}`);
+  const { status, body } = await world.system.request<SnapshotView>('GET', `/v1/snapshots/${result.snapshotId}`);
   expect(status).toBe(200);
   expect(body).toMatchObject({
     state: 'complete',
@@ -37,8 +38,9 @@ async function expectRecorded(result: SnapshotVmResult): Promise<void> {
     disks: result.disks,
     window: { ms: result.window.ms },
   });
-  const listed = (await world.system.request('GET', `/v1/snapshots?vm=${uuid()}`)).body.snapshots;
-  expect(listed.map(({ id }: { id: string }) => id)).toContain(result.snapshotId);
+  const listed = (await world.system.request<{ snapshots: SnapshotView[] }>('GET', `/v1/snapshots?vm=${uuid()}`)).body
+    .snapshots;
+  expect(listed.map(({ id }) => id)).toContain(result.snapshotId);
   await world.expectConsistent(body);
   await world.system.deleteSnapshot(result.snapshotId);
   await world.expectNothingLeft();

@@ -6,6 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import type { VmView } from '@stillpoint/engine/api/schemas.js';
 import type { HeldFrame } from '@stillpoint/lab/libvirt-proxy.js';
 import { workflowIdOf } from '@stillpoint/workflows';
 import { Client, Connection } from '@temporalio/client';
@@ -43,7 +44,7 @@ async function snapshotInItsWindow(what: 'call' | 'reply' = 'call'): Promise<{ i
 
 /** The state in which the API says the guest is. */
 async function freezeState(): Promise<string> {
-  const { body } = await world.system.request('GET', `/v1/vms/${VM}`);
+  const { body } = await world.system.request<VmView>('GET', `/v1/vms/${VM}`);
   return body.hold?.freezeState ?? 'thawed';
 }
 
@@ -73,7 +74,7 @@ describe('A VM that cannot be frozen', () => {
   });
 
   it('is VM_NOT_FOUND when no host knows it', async () => {
-    const answer = await world.system.request('POST', `/v1/vms/${randomUUID()}/snapshots`, {});
+    const answer = await world.system.request<{ code: string }>('POST', `/v1/vms/${randomUUID()}/snapshots`, {});
     expect([answer.status, answer.body.code]).toEqual([404, 'VM_NOT_FOUND']);
   });
 
@@ -254,10 +255,10 @@ describe('The host', () => {
   it('says LIBVIRT_UNREACHABLE while libvirtd is down, and works when it is back', async () => {
     const { lab, system } = world;
     await lab.libvirtd.kill();
-    const thaw = await system.request('POST', `/v1/vms/${lab.vm.uuid}/thaw`);
+    const thaw = await system.request<{ code: string }>('POST', `/v1/vms/${lab.vm.uuid}/thaw`);
     expect([thaw.status, thaw.body.code]).toEqual([503, 'LIBVIRT_UNREACHABLE']);
     await world.until('the API says why the host has no answer', async () => {
-      const { body } = await system.request('GET', '/v1/vms');
+      const { body } = await system.request<{ hosts: unknown[] }>('GET', '/v1/vms');
       return JSON.stringify(body.hosts).includes('LIBVIRT_UNREACHABLE') ? true : undefined;
     });
 

@@ -1,4 +1,5 @@
 /** The whole product on a real guest that writes all the time: asked for over the REST API, judged by fsck, by the guest and by libvirt's log. */
+import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { QUIESCE } from '@stillpoint/lab/libvirt-log.js';
 import { verifySnapshot } from '@stillpoint/lab/snapshot-check.js';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
@@ -82,11 +83,11 @@ describe('A snapshot of a VM under write load', () => {
     const written = await fingerprints();
 
     await system.deleteSnapshot(first.id);
-    const after = (await system.request('GET', `/v1/snapshots/${second.id}`)).body;
+    const after = (await system.request<SnapshotView>('GET', `/v1/snapshots/${second.id}`)).body;
     for (const { target, overlay, path } of after.disks) {
       expect((await lab.vm.chains())[target]).toEqual([overlay, path]);
     }
-    expect(after.disks.map(({ path }: { path: string }) => path)).toEqual([lab.disks.vda, lab.disks.vdb]);
+    expect(after.disks.map(({ path }) => path)).toEqual([lab.disks.vda, lab.disks.vdb]);
     await world.expectConsistent(after);
 
     await system.deleteSnapshot(second.id);
@@ -124,7 +125,7 @@ describe('A snapshot of a VM under write load', () => {
     const cut = proxy.hold({ procedure: 'SNAPSHOT_CREATE_XML', what: 'call' });
     const id = await system.createSnapshot(VM);
     await cut.reached;
-    const refused = await system.request('POST', `/v1/vms/${VM}/snapshots`, {});
+    const refused = await system.request<{ code: string }>('POST', `/v1/vms/${VM}/snapshots`, {});
     expect(refused.status).toBe(409);
     expect(refused.body.code).toBe('VM_BUSY');
     expect(JSON.stringify(refused.body)).toContain(id);

@@ -1,7 +1,7 @@
 import { readdir, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
+import type { SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
 import { findTemporal } from '@stillpoint/engine/temporal/find.js';
 import { Lab } from '@stillpoint/lab/lab.js';
 import { LibvirtProxy } from '@stillpoint/lab/libvirt-proxy.js';
@@ -106,7 +106,7 @@ export class WholeSystem {
   /** Who holds the first VM by the API's word, asked until that is `nobody` or the time is over. */
   async waitUntilNobodyHolds(): Promise<void> {
     await this.until('nobody holds the VM', async () => {
-      const { body } = await this.system.request('GET', `/v1/vms/${VM}`);
+      const { body } = await this.system.request<VmView>('GET', `/v1/vms/${VM}`);
       return body.hold === null && body.stale === false ? true : undefined;
     });
   }
