@@ -111,6 +111,7 @@ export class Engine {
                   deps: {
                     catalogue: this.#catalogue,
                     hosts: this.#hosts,
+                    cloud: undefined,
                     runs: runsOf(this.#temporal.client),
                     log: this.#log,
                     installationId,

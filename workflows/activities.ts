@@ -5,10 +5,12 @@ import type {
   Gap,
   Grade,
   LeftOutDisk,
-  MergedPart,
+  LocalPart,
   Quiesce,
+  RemovedPart,
   SnapshotVmInput,
   SnapshotVmResult,
+  VolumePart,
   WindowFacts,
 } from './contract.js';
 
@@ -18,7 +20,8 @@ import type {
  */
 export interface Activities {
   /**
-   * Checks the input (the one zod schema), the workflow id and the VM, plans the disks, and takes over or makes the catalogue's row (state `running`).
+   * Checks the input (the one zod schema), the workflow id and the VM, plans the disks (whose volume a disk is, by serial, image and attachment; a run of
+   * the type `snapshotDisks` has no local ones), and takes over or makes the catalogue's row (state `running`).
    * Repeating it in the same run answers the same plan.
    */
   acceptSnapshot(input: SnapshotVmInput): Promise<Plan>;
@@ -27,12 +30,31 @@ export interface Activities {
   /** Gives the slot back; of one that is not held: nothing. */
   giveBackWindowSlot(request: { snapshotId: string }): Promise<void>;
 
-  /** Takes the VM on its host, makes overlays and checks. A dead run of this VM that still holds it is thawed and undone (or released, where it was recorded) first. */
+  /**
+   * Checks the volumes and the quota, takes the VM on its host, makes overlays and checks, and makes Cinder's token and connections ready. A dead run of this VM that still holds it is thawed and undone (or released, where it was recorded)
+   * first.
+   */
   prepare(request: WindowRequest & { plan: Plan; quiesce: Quiesce }): Promise<Prepared>;
   /** Freezes; on any failure the guest is thawed or watched by its host agent. */
   freezeFileSystems(request: WindowRequest & { cuts: string[]; freezeTimeoutMs: number }): Promise<Frozen>;
-  /** The local cut: one libvirt transaction, held by its own call. */
-  snapshotLocalDisks(request: WindowRequest & { disks: string[]; frozen: boolean; cut: string }): Promise<LocalCut>;
+  /**
+   * The local cut: one libvirt transaction, held by its own call. `frozen`: this run has frozen the guest. Else `quiesce` says whether the host agent
+   * freezes and thaws in the same call.
+   */
+  snapshotLocalDisks(
+    request: WindowRequest & {
+      disks: string[];
+      frozen: boolean;
+      quiesce: 'required' | 'skip';
+      cut: string;
+      freezeTimeoutMs: number;
+    },
+  ): Promise<LocalCut>;
+  /**
+   * One volume's cut: held on the host from before the create is sent until Cinder says `available`. Its failure says in the metadata `outcome` whether
+   * nothing of it is there or will appear (`none`), or all of it that ever will (`made`); without that word it may still appear.
+   */
+  snapshotVolume(request: WindowRequest & { plan: Plan; disk: PlannedVolume; cut: string }): Promise<VolumeCut>;
   /** Thaws if the host agent has not yet, closes the window for good, and answers what the journal proves. Unfrozen windows: closes. */
   thawFileSystems(request: WindowRequest & { reason: string }): Promise<WindowVerdict>;
 
@@ -42,9 +64,12 @@ export interface Activities {
   ): Promise<{ recorded: true; result: SnapshotVmResult } | { recorded: false; missing: string }>;
   /**
    * Takes back all that the window made, and verifies it. `isLast`: row -> `undoing` first, so that nothing is recorded any more; else another window
-   * follows, and the row stays `running` for it.
+   * follows, and the row stays `running` for it. `parts`: what prepare made, as far as it said. `mayAppear`: targets of volumes whose create has an unknown outcome; it looks for their snapshots until
+   * Cinder's own request timeout has passed.
    */
-  undoWindow(request: WindowRequest & { plan: Plan; isLast: boolean }): Promise<Undone>;
+  undoWindow(
+    request: WindowRequest & { plan: Plan; isLast: boolean; parts: LocalPart[]; mayAppear: string[] },
+  ): Promise<Undone>;
   /** Gives the VM back: the last call of every run. */
   release(request: { host: string; vm: string; operation: string }): Promise<void>;
   /** The final word of a run that recorded nothing. */
@@ -59,14 +84,14 @@ export interface Activities {
 
   /** Checks the input, the workflow id and the snapshot's state; row -> `deleting`. */
   acceptDelete(input: DeleteSnapshotInput): Promise<DeletePlan>;
-  /** Merges the snapshot's overlays into their bases. Heartbeats progress. */
-  deleteParts(request: DeletePlan): Promise<{ complete: boolean; disks: MergedPart[] }>;
+  /** Merges the snapshot's overlays into their bases and deletes its volumes' snapshots. Heartbeats progress. */
+  deleteParts(request: DeletePlan): Promise<{ complete: boolean; disks: RemovedPart[] }>;
   /** Row -> `deleted` (with the new places of later snapshots' images), or back to where it can be deleted again. */
   closeDelete(request: {
     plan: DeletePlan;
     outcome:
-      | { deleted: true; disks: MergedPart[] }
-      | { deleted: false; error: { code: string; text: string }; disks: MergedPart[] };
+      | { deleted: true; disks: RemovedPart[] }
+      | { deleted: false; error: { code: string; text: string }; disks: RemovedPart[] };
   }): Promise<DeleteSnapshotResult>;
 }
 
@@ -96,6 +121,8 @@ export interface Plan {
   setDisks: string[];
   /** Those that the host agent cuts. */
   localDisks: string[];
+  /** Those that Cinder cuts. */
+  volumes: PlannedVolume[];
   unquiesced: string[];
   leftOut: LeftOutDisk[];
   freezeTimeoutMs: number;
@@ -104,11 +131,22 @@ export interface Plan {
   hypervisor: string;
 }
 
+/** A disk of the set that is a Cinder volume. */
+export interface PlannedVolume {
+  target: string;
+  /** Cinder's id. */
+  volume: string;
+  /** Its name in Cinder; may be empty. */
+  name: string;
+  sizeBytes: number;
+}
+
 export interface Prepared {
   gaps: Gap[];
   guestOs: string;
   windowLimitMs: number;
-  parts: DiskPart[];
+  /** Of the local disks. */
+  parts: LocalPart[];
   /** What was found and cleaned before: a dead run's leftovers. Empty: nothing. */
   cleaned: string;
 }
@@ -122,8 +160,14 @@ export interface Frozen {
 }
 
 export interface LocalCut {
-  parts: DiskPart[];
+  parts: LocalPart[];
   transactionMs: number;
+}
+
+export interface VolumeCut {
+  part: VolumePart;
+  /** ms from the create's sending to Cinder's `available`. */
+  cutMs: number;
 }
 
 /** The host agent's verdict, or HOST_LOST where an administrator said that the host is gone. */
@@ -144,7 +188,8 @@ export interface SnapshotRecord {
   why: string;
   partial: boolean;
   unfrozen: Gap[];
-  parts: DiskPart[];
+  /** Of the local disks; the volumes' are found in Cinder by the window's id. */
+  parts: LocalPart[];
   window: WindowFacts;
   quiesce: Quiesce;
 }
@@ -152,7 +197,8 @@ export interface SnapshotRecord {
 export interface Undone {
   /** Everything is verified gone. */
   complete: boolean;
-  disks: MergedPart[];
+  /** Parts that are still there, as far as they are known. */
+  left: DiskPart[];
   /** What remains and what will end it, one sentence each. */
   pending: string[];
 }
@@ -167,6 +213,8 @@ export interface DeletePlan {
   /** Window in which the snapshot was made. */
   window: string;
   parts: DiskPart[];
+  /** The set's volumes: whatever of this snapshot Cinder still has for them goes. */
+  volumes: PlannedVolume[];
   /** Its run died (was terminated), or could not say which parts it left: whatever its windows made is taken back. */
   leftOpen: boolean;
 }

@@ -39,7 +39,7 @@ export type Quiesce = 'required' | 'best-effort' | 'skip';
  */
 export type Grade = 'filesystem' | 'crash' | 'per-disk';
 
-/** Input of `snapshotVm`. */
+/** Input of `snapshotVm`, which takes any set, and of `snapshotDisks`, which refuses a set with a disk of the host. */
 export interface SnapshotVmInput {
   /** libvirt's UUID of the VM, lower case. */
   vm: string;
@@ -67,7 +67,10 @@ export interface DeleteSnapshotInput {
 }
 
 /** One disk's part of a snapshot. */
-export interface DiskPart {
+export type DiskPart = LocalPart | VolumePart;
+
+/** The part of a disk on the host. */
+export interface LocalPart {
   target: string;
   kind: 'local';
   /** The image that holds the disk's data of the cut, on the host. */
@@ -75,6 +78,17 @@ export interface DiskPart {
   format: string;
   /** The overlay that the guest writes to since; deleting the snapshot merges it into `path`. */
   overlay: string;
+  sizeBytes: number;
+}
+
+/** The part of a disk that is a Cinder volume. */
+export interface VolumePart {
+  target: string;
+  kind: 'volume';
+  /** Cinder's id of the volume. */
+  volume: string;
+  /** Cinder's id of the snapshot that holds the disk's data of the cut. */
+  snapshot: string;
   sizeBytes: number;
 }
 
@@ -94,7 +108,7 @@ export interface Gap {
   accepted: boolean;
 }
 
-/** Result of `snapshotVm`: what was recorded. */
+/** Result of `snapshotVm` and `snapshotDisks`: what was recorded. */
 export interface SnapshotVmResult {
   snapshotId: string;
   name: string;
@@ -129,11 +143,15 @@ export interface DeleteSnapshotResult {
   snapshotId: string;
   vm: { uuid: string; name: string };
   host: string;
-  disks: MergedPart[];
+  disks: RemovedPart[];
 }
+
+/** What became of one disk's part. */
+export type RemovedPart = MergedPart | DeletedVolumePart;
 
 export interface MergedPart {
   target: string;
+  kind: 'local';
   overlay: string;
   /** Into which image it was merged. */
   path: string;
@@ -141,8 +159,19 @@ export interface MergedPart {
   detail: string;
 }
 
+export interface DeletedVolumePart {
+  target: string;
+  kind: 'volume';
+  volume: string;
+  /** Cinder's id of the snapshot; empty where none was found. */
+  snapshot: string;
+  outcome: 'deleted' | 'not-found' | 'pending';
+  detail: string;
+}
+
 /**
- * Types of the ApplicationFailure that ends a failed run, beside the host agent's codes (VM_NOT_RUNNING, AGENT_NOT_CONNECTED, …), which pass through.
+ * Types of the ApplicationFailure that ends a failed run, beside the host agent's codes (VM_NOT_RUNNING, AGENT_NOT_CONNECTED, …) and Cinder's
+ * (CINDER_QUOTA, VOLUME_BUSY, …), which pass through.
  * A cancelled run ends as Cancelled, thawed and clean.
  */
 export const workflowErrors = {
@@ -156,6 +185,9 @@ export const workflowErrors = {
   HOST_IDENTITY: "The host agent's certificate does not carry the host's registered name.",
   HOST_LOST: 'An administrator removed the host as lost.',
   NO_DISKS: 'No disk of this VM can be snapshotted.',
+  LOCAL_DISK_IN_SET: 'snapshotDisks takes Ceph volumes only, and the set has a disk of the host.',
+  VOLUME_MISMATCH: "A disk's serial, its image and Cinder's attachment do not agree that the volume is this VM's.",
+  VOLUME_SNAPSHOT_FAILED: 'Cinder could not make the snapshot: its status is error.',
   CONSISTENCY_LOST: 'The freeze did not hold, and the policy is required.',
   CUT_MISSING: 'A cut was not made.',
   WORKER_LOST: 'The worker that ran a step died or was cut off.',
@@ -172,7 +204,7 @@ export interface Progress {
     | 'queued'
     | 'preparing'
     | 'freezing'
-    /** The cuts are made, with the guest frozen. */
+    /** The cuts are made, with the guest frozen; where the host owns the window, it freezes, cuts and thaws in this step. */
     | 'frozen'
     /** The cuts are made, without a freeze. */
     | 'cutting'

@@ -49,6 +49,7 @@ const noFreezeToBeHad: ReadonlySet<string> = new Set([
 /** A connection or a worker was lost, and nothing about the VM speaks against trying once more. */
 const connectionLost: ReadonlySet<string> = new Set([
   'HOST_UNREACHABLE',
+  'CINDER_UNREACHABLE',
   'WORKER_LOST',
   'HOLD_BROKEN',
   'HOST_AGENT_RESTARTED',

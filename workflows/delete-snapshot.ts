@@ -1,11 +1,11 @@
 import { CancellationScope, upsertSearchAttributes } from '@temporalio/workflow';
 import type { DeletePlan } from './activities.js';
-import { type DeleteSnapshotInput, type DeleteSnapshotResult, type MergedPart, searchAttributes } from './contract.js';
+import { type DeleteSnapshotInput, type DeleteSnapshotResult, type RemovedPart, searchAttributes } from './contract.js';
 import { type Failure, failureOf, runFailure } from './failure.js';
 import { cell, RunReport } from './run-report.js';
 import { steps } from './steps.js';
 
-/** Deletes a snapshot: merges its overlays into their bases, wherever in the chain they are. What is merged stays merged when it fails or is cancelled. */
+/** Deletes a snapshot: its volumes' snapshots in Cinder, and its overlays by merging them into their bases. What is gone stays gone when it fails or is cancelled. */
 export async function deleteSnapshot(input: DeleteSnapshotInput): Promise<DeleteSnapshotResult> {
   const report = new RunReport();
   const plan = await accept(input, report);
@@ -41,11 +41,14 @@ async function accept(input: DeleteSnapshotInput, report: RunReport): Promise<De
 
 async function mergeParts(plan: DeletePlan, report: RunReport): Promise<DeleteSnapshotResult> {
   const targets = plan.parts.map((part) => part.target).join(', ');
-  let disks: MergedPart[] = [];
+  let disks: RemovedPart[] = [];
   let failure: Failure;
   try {
-    const merged = await report.step('deleting', `merge ${targets}`, () =>
-      steps.deleteParts.executeWithOptions({ summary: `Merges ${targets}` }, [plan]),
+    const merged = await report.step('deleting', `delete ${targets}`, () =>
+      steps.deleteParts.executeWithOptions(
+        { summary: `Merges the overlays and deletes the volumes' snapshots of ${targets}` },
+        [plan],
+      ),
     );
     disks = merged.disks;
     if (merged.complete) {
@@ -65,7 +68,7 @@ async function mergeParts(plan: DeletePlan, report: RunReport): Promise<DeleteSn
     failure.code === 'CANCELLED'
       ? `The deletion of ${plan.name} of ${plan.vm.name} was cancelled.`
       : `Snapshot ${plan.name} of ${plan.vm.name} is not deleted: ${failure.text}.`,
-    'No data is lost and the guest goes on; what is merged already stays merged.',
+    'No data is lost and the guest goes on; what is deleted already stays deleted.',
     failure.advice,
   ];
   const error = { code: failure.code, text: sentences.filter((sentence) => sentence !== '').join(' ') };
@@ -94,11 +97,11 @@ function afterwards<T>(report: RunReport, name: string, run: () => Promise<T>): 
   return CancellationScope.nonCancellable(() => report.step(undefined, name, run));
 }
 
-function stillPending(disks: readonly MergedPart[]): Failure {
+function stillPending(disks: readonly RemovedPart[]): Failure {
   const pending = disks.filter((disk) => disk.outcome === 'pending');
   return {
     code: 'CLEANUP_PENDING',
-    text: pending.map((disk) => `${disk.target}: ${disk.detail}`).join('; ') || 'not every part could be merged',
+    text: pending.map((disk) => `${disk.target}: ${disk.detail}`).join('; ') || 'not every part could be deleted',
     advice: 'Delete it again when that has changed.',
   };
 }

@@ -13,6 +13,8 @@ export interface Failure {
   text: string;
   /** What a person can do; may be empty. */
   advice: string;
+  /** What the activity told beside its text. */
+  metadata?: Record<string, string>;
   /** The SDK's error. */
   cause?: unknown;
 }
@@ -35,6 +37,7 @@ export function failureOf(error: unknown): Failure {
       code: cause.type ?? 'INTERNAL',
       text: withoutFullStop(cause.message),
       advice: details?.advice ?? '',
+      ...(details?.metadata && { metadata: details.metadata }),
       cause: error,
     };
   }

@@ -1,3 +1,4 @@
 /** What the worker runs: every function exported here is a workflow type. */
 export { deleteSnapshot } from './delete-snapshot.js';
+export { snapshotDisks } from './snapshot-disks.js';
 export { snapshotVm } from './snapshot-vm.js';

@@ -206,7 +206,7 @@ export class SnapshotRun {
 
   async #undone(window: Window, isLast: boolean): Promise<Undone> {
     const undone = await window.undo(isLast).catch((error: unknown): Undone => {
-      return { complete: false, disks: [], pending: [`${failureOf(error).text}.`] };
+      return { complete: false, left: this.#lastEnd?.prepared?.parts ?? [], pending: [`${failureOf(error).text}.`] };
     });
     this.#owesUndo = undefined;
     return undone;
@@ -245,17 +245,17 @@ function headline(plan: Plan): string {
 
 function planTable(plan: Plan): string {
   const rows = [
-    ...plan.setDisks.map((disk) => `| ${disk} | snapshot |`),
+    ...plan.localDisks.map((disk) => `| ${disk} | on the host |`),
+    ...plan.volumes.map((disk) => `| ${disk.target} | Cinder volume ${cell(disk.volume)} |`),
     ...plan.leftOut.map((disk) => `| ${disk.target} | left out: ${cell(disk.reason)} |`),
   ];
   return ['| disk | |', '|---|---|', ...rows].join('\n');
 }
 
-/** The parts of the window that could not be taken back: what its undo did not see gone. */
+/** The parts of the window that could not be taken back, as far as its undo could tell. */
 function leftOf({ end }: SnapshotFailed, undone: Undone | undefined): PartsLeft | undefined {
   if (end?.prepared === undefined || end.verdict === undefined) return undefined;
-  const gone = new Set(undone?.disks.filter((disk) => disk.outcome !== 'pending').map((disk) => disk.overlay));
-  return { window: end.verdict.window.id, parts: end.prepared.parts.filter((part) => !gone.has(part.overlay)) };
+  return { window: end.verdict.window.id, parts: undone?.left ?? end.prepared.parts };
 }
 
 /** In what state the guest is now: what a person must know first, and no more than is proven. */

@@ -32,7 +32,7 @@ async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
 }
 
 /**
- * The critical section. Freeze and thaw are one construct: once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this
+ * The critical section. Where the disks are all the host's, freeze, cut and thaw are the host agent's, in one call; else freeze and thaw are one construct: once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this
  * function without `thawFileSystems`, which no cancel stops and which waits for no cut. Where this workflow is not there to ask, the host agent thaws by
  * itself. Inside it nothing slow: no catalogue, no search attributes, no timers.
  */
@@ -41,7 +41,7 @@ async function throughOneWindow(window: Window): Promise<WindowEnd> {
   try {
     end.prepared = await window.prepare();
     try {
-      if (window.isFrozen) end.frozenGaps = (await window.freezeFileSystems()).gaps;
+      if (window.isOursToFreeze) end.frozenGaps = (await window.freezeFileSystems()).gaps;
       await window.makeEveryCut();
     } finally {
       end.verdict = await window.thawFileSystems();

@@ -59,10 +59,10 @@ const freezing = proxyActivities<Pick<Activities, 'freezeFileSystems'>>({
   heartbeatTimeout: '3 s',
   retry: once,
 });
-const cutting = proxyActivities<Pick<Activities, 'snapshotLocalDisks'>>({
+const cutting = proxyActivities<Pick<Activities, 'snapshotLocalDisks' | 'snapshotVolume'>>({
   ...waitedFor,
-  // The window is 60 s at most; libvirt may answer after it.
-  startToCloseTimeout: '2 min',
+  // The window is 60 s at most; libvirt may answer after it, and a volume's cut that lost its window deletes what it made.
+  startToCloseTimeout: '3 min',
   heartbeatTimeout: '3 s',
   retry: once,
 });
@@ -110,6 +110,7 @@ export const steps = {
   prepare: preparation.prepare,
   freezeFileSystems: freezing.freezeFileSystems,
   snapshotLocalDisks: cutting.snapshotLocalDisks,
+  snapshotVolume: cutting.snapshotVolume,
   thawFileSystems: thawing.thawFileSystems,
   recordSnapshot: recording.recordSnapshot,
   undoWindow: undoing.undoWindow,

@@ -3,18 +3,21 @@ import type {
   Frozen,
   LocalCut,
   Plan,
+  PlannedVolume,
   Prepared,
   SnapshotRecord,
   Undone,
+  VolumeCut,
   WindowRequest,
   WindowVerdict,
 } from './activities.js';
-import type { Progress, Quiesce, SnapshotVmResult } from './contract.js';
+import type { LocalPart, Progress, Quiesce, SnapshotVmResult } from './contract.js';
 import { failureOf } from './failure.js';
 import type { RunReport } from './run-report.js';
 import { steps } from './steps.js';
+import { windowOwner } from './window-owner.js';
 
-/** The name under which the local disks are cut; volumes' cuts have their own. */
+/** The name under which the local disks are cut; a volume's cut has its disk's. */
 const localCut = 'local-disks';
 
 /**
@@ -27,6 +30,9 @@ export class Window {
   readonly #report: RunReport;
   readonly quiesce: Quiesce;
   readonly #begun: Promise<unknown>[] = [];
+  /** Volumes whose create was begun, and of which it is not known how it ended. */
+  readonly #mayAppear = new Set<string>();
+  #parts: LocalPart[] = [];
   #firstTrouble: string | undefined;
 
   constructor(plan: Plan, window: string, quiesce: Quiesce, report: RunReport) {
@@ -44,10 +50,19 @@ export class Window {
     return this.quiesce !== 'skip';
   }
 
+  /** Whether this run freezes; else the host agent does, in the cut, or nobody. */
+  get isOursToFreeze(): boolean {
+    return this.isFrozen && windowOwner(this.#plan) === 'workflow';
+  }
+
   prepare(): Promise<Prepared> {
-    const summary = `Checks ${this.#plan.vm.name} and makes the overlays; nothing is frozen yet`;
+    const summary = `Checks ${this.#plan.vm.name} and prepares every cut; nothing is frozen yet`;
     const request = { ...this.#request, plan: this.#plan, quiesce: this.quiesce };
-    return this.#untilCancelled('preparing', 'prepare', () => steps.prepare.executeWithOptions({ summary }, [request]));
+    return this.#untilCancelled('preparing', 'prepare', async () => {
+      const prepared = await steps.prepare.executeWithOptions({ summary }, [request]);
+      this.#parts = prepared.parts;
+      return prepared;
+    });
   }
 
   freezeFileSystems(): Promise<Frozen> {
@@ -56,7 +71,9 @@ export class Window {
       summary: `Freezes the file systems of ${vm.name}`,
       startToCloseTimeout: freezeTimeoutMs + 30_000,
     };
-    const request = { ...this.#request, cuts: [localCut], freezeTimeoutMs };
+    const cuts = this.#plan.volumes.map((disk) => disk.target);
+    if (this.#plan.localDisks.length > 0) cuts.unshift(localCut);
+    const request = { ...this.#request, cuts, freezeTimeoutMs };
     return this.#untilCancelled('freezing', 'freeze file systems', () =>
       steps.freezeFileSystems.executeWithOptions(options, [request]),
     );
@@ -64,23 +81,58 @@ export class Window {
 
   /** All cuts side by side; rejects at the first that fails. */
   async makeEveryCut(): Promise<void> {
-    await Promise.all([this.#cutLocalDisks()]);
+    const local = this.#plan.localDisks.length > 0 ? [this.#cutLocalDisks()] : [];
+    await Promise.all([...local, ...this.#plan.volumes.map((disk) => this.#cutVolume(disk))]);
   }
 
   #cutLocalDisks(): Promise<LocalCut> {
-    const disks = this.#plan.localDisks;
-    const summary = `Snapshots ${disks.join(', ')} in one transaction`;
-    const request = { ...this.#request, disks, frozen: this.isFrozen, cut: localCut };
-    return this.#untilCancelled(this.isFrozen ? 'frozen' : 'cutting', `cut ${disks.join(', ')}`, () =>
-      steps.snapshotLocalDisks.executeWithOptions({ summary }, [request]),
+    const { localDisks: disks, freezeTimeoutMs, vm } = this.#plan;
+    const hostFreezes = this.isFrozen && !this.isOursToFreeze;
+    const names = disks.join(', ');
+    const options = hostFreezes
+      ? {
+          summary: `Freezes ${vm.name}, snapshots ${names} in one transaction, and thaws`,
+          startToCloseTimeout: freezeTimeoutMs + 180_000,
+        }
+      : { summary: `Snapshots ${names} in one transaction` };
+    const request = {
+      ...this.#request,
+      disks,
+      frozen: this.isOursToFreeze,
+      quiesce: hostFreezes ? ('required' as const) : ('skip' as const),
+      cut: localCut,
+      freezeTimeoutMs,
+    };
+    return this.#untilCancelled(this.#whileCutting, hostFreezes ? `freeze, cut ${names}, thaw` : `cut ${names}`, () =>
+      steps.snapshotLocalDisks.executeWithOptions(options, [request]),
     );
+  }
+
+  #cutVolume(disk: PlannedVolume): Promise<VolumeCut> {
+    const summary = `Snapshots ${disk.target} through Cinder and waits until it is available`;
+    const request = { ...this.#request, plan: this.#plan, disk, cut: disk.target };
+    return this.#untilCancelled(this.#whileCutting, `cut ${disk.target}`, async () => {
+      this.#mayAppear.add(disk.target);
+      try {
+        const cut = await steps.snapshotVolume.executeWithOptions({ summary }, [request]);
+        this.#mayAppear.delete(disk.target);
+        return cut;
+      } catch (error) {
+        if (failureOf(error).metadata?.outcome !== undefined) this.#mayAppear.delete(disk.target);
+        throw error;
+      }
+    });
+  }
+
+  get #whileCutting(): Progress['state'] {
+    return this.isFrozen ? 'frozen' : 'cutting';
   }
 
   /** Thaws whatever has happened, and closes the window for good. */
   thawFileSystems(): Promise<WindowVerdict> {
     const reason = this.#firstTrouble ?? 'every cut is made';
     const summary = this.isFrozen
-      ? `Thaws ${this.#plan.vm.name}; the host says whether the freeze held`
+      ? `Thaws ${this.#plan.vm.name} unless its host has; the host says whether the freeze held`
       : 'Closes the window';
     return this.#whateverHappens('thawing', this.isFrozen ? 'thaw file systems' : 'close the window', () =>
       steps.thawFileSystems.executeWithOptions({ summary }, [{ ...this.#request, reason }]),
@@ -95,7 +147,7 @@ export class Window {
   record(
     record: SnapshotRecord,
   ): Promise<{ recorded: true; result: SnapshotVmResult } | { recorded: false; missing: string }> {
-    const summary = `Verifies every part on ${this.#plan.host} and records the snapshot`;
+    const summary = 'Verifies every part and records the snapshot';
     return this.#whateverHappens('recording', 'record', () =>
       steps.recordSnapshot.executeWithOptions({ summary }, [{ ...this.#request, plan: this.#plan, record }]),
     );
@@ -104,9 +156,14 @@ export class Window {
   /** `isLast`: no window of this run follows. */
   undo(isLast: boolean): Promise<Undone> {
     const summary = 'Takes back what this window made, and verifies that it is gone';
-    return this.#whateverHappens('undoing', 'undo', () =>
-      steps.undoWindow.executeWithOptions({ summary }, [{ ...this.#request, plan: this.#plan, isLast }]),
-    );
+    const request = {
+      ...this.#request,
+      plan: this.#plan,
+      isLast,
+      parts: this.#parts,
+      mayAppear: [...this.#mayAppear],
+    };
+    return this.#whateverHappens('undoing', 'undo', () => steps.undoWindow.executeWithOptions({ summary }, [request]));
   }
 
   async #untilCancelled<T>(state: Progress['state'], name: string, begin: () => Promise<T>): Promise<T> {

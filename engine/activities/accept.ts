@@ -8,10 +8,11 @@ import {
 import type { z } from 'zod';
 import { deleteSnapshotInput, inputFaults, snapshotVmInput } from '../contract/snapshot-input.js';
 import type { ActivityDeps } from './deps.js';
-import { chooseDisks } from './disks.js';
+import { candidates, chooseDisks } from './disks.js';
 import { ActivityError } from './failure.js';
 import { findRunningVm } from './find-vm.js';
-import { currentRun, idOfRun } from './run.js';
+import { currentRun, idOfRun, isOnlyForVolumes } from './run.js';
+import { whoseDisks } from './volume-disks.js';
 
 /** How long the guest agent may take to freeze where the request does not say, ms. */
 const defaultFreezeTimeoutMs = 30_000;
@@ -34,7 +35,18 @@ export async function acceptSnapshot(deps: ActivityDeps, given: SnapshotVmInput,
       advice: 'Resume the VM, or ask for quiesce=skip.',
     });
   }
-  const disks = chooseDisks(vm, input);
+  const disks = chooseDisks(vm, input, await whoseDisks(deps.cloud, vm, candidates(vm, input), signal));
+  const [local] = disks.localDisks;
+  if (isOnlyForVolumes() && local !== undefined) {
+    throw new ActivityError(
+      'LOCAL_DISK_IN_SET',
+      `${local} of ${vm.name} is a disk of the host, and snapshotDisks takes Ceph volumes only.`,
+      {
+        advice: 'Name the Ceph disks (disks), or start snapshotVm, which takes any set.',
+        metadata: { disk: local },
+      },
+    );
+  }
   const { hypervisor } = await deps.hosts.host(host).facts({ signal });
   const startedAt = new Date().toISOString();
   const plan: Plan = {
@@ -96,6 +108,7 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     host: row.host,
     window: row.windowId ?? '',
     parts: row.parts,
+    volumes: (row.plan as Plan | undefined)?.volumes ?? [],
     // Nobody could say which parts are left: the host looks for them by the windows' ids.
     leftOpen:
       row.result === undefined && row.parts.length === 0 && (row.endedAt === undefined || row.pending.length > 0),

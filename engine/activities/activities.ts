@@ -12,6 +12,7 @@ import { prepare } from './prepare.js';
 import { recordSnapshot, refused } from './record.js';
 import { currentRun } from './run.js';
 import { isoTime, lostVerdict, verdictOf } from './verdict.js';
+import { snapshotVolume } from './volume-cut.js';
 import { takeWindowSlot } from './window-slot.js';
 
 /** The activities that the workflows need (workflows/activities.ts), over the catalogue and the hosts. */
@@ -38,16 +39,20 @@ export function createActivities(deps: ActivityDeps): Activities {
         }),
       ),
 
-    snapshotLocalDisks: ({ host, vm, window, disks, frozen, cut }) =>
+    snapshotLocalDisks: ({ host, vm, window, disks, frozen, quiesce, cut, freezeTimeoutMs }) =>
       asFailure(() =>
         whileBeating(async (signal) => {
-          const quiesce = frozen ? 'required' : 'skip';
           const answer = await deps.hosts
             .host(host)
-            .snapshotVm({ vm, window, disks, frozen, quiesce, cut }, { signal });
+            .snapshotVm(
+              { vm, window, disks, frozen, quiesce: frozen ? 'required' : quiesce, cut, freezeTimeoutMs },
+              { signal },
+            );
           return { parts: partsOf(answer.overlays), transactionMs: answer.transactionMs };
         }),
       ),
+
+    snapshotVolume: (request) => asFailure(() => whileBeating((signal) => snapshotVolume(deps, request, signal))),
 
     thawFileSystems: ({ host, vm, window, reason }) =>
       // A guest may be frozen: whatever goes wrong, it is asked again.

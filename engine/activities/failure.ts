@@ -1,7 +1,9 @@
 import { CancelledFailure } from '@temporalio/activity';
 import { ApplicationFailure } from '@temporalio/common';
 import { isCatalogueError } from '../catalogue/errors.js';
+import { isCinderError } from '../cinder/errors.js';
 import { isHostError } from '../hosts/errors.js';
+import type { ActivityDeps, Cloud } from './deps.js';
 
 /** An activity's failure with one of the public codes (workflows/contract.ts), thrown by the activities themselves. */
 export class ActivityError extends Error {
@@ -25,6 +27,9 @@ export class ActivityError extends Error {
 /** What may be otherwise the next time, though nobody does anything about the request: connections, restarts, a busy or full machine. */
 const passing: ReadonlySet<string> = new Set([
   'CATALOGUE_UNAVAILABLE',
+  'CINDER_UNREACHABLE',
+  'CINDER_OVERLOADED',
+  'CINDER_FAILED',
   'HOST_UNREACHABLE',
   'SHUTTING_DOWN',
   'LIBVIRT_UNREACHABLE',
@@ -41,8 +46,33 @@ export function isPassing(error: unknown): boolean {
 
 /** The stable code that an error carries. */
 export function codeOf(error: unknown): string | undefined {
-  if (error instanceof ActivityError || isHostError(error) || isCatalogueError(error)) return error.code;
+  if (error instanceof ActivityError || isHostError(error) || isCatalogueError(error) || isCinderError(error)) {
+    return error.code;
+  }
   return undefined;
+}
+
+function adviceOf(error: unknown): string {
+  return error instanceof ActivityError || isHostError(error) || isCinderError(error) ? error.advice : '';
+}
+
+/** The same failure with more metadata; a cancellation too, because what it leaves behind must be told. `cause` is the error itself. */
+export function asActivityError(error: unknown, metadata: Record<string, string>): ActivityError {
+  const known = error instanceof ActivityError || isHostError(error) ? error.metadata : {};
+  const code = codeOf(error) ?? (error instanceof CancelledFailure ? 'CANCELLED' : 'INTERNAL');
+  return new ActivityError(code, error instanceof Error ? error.message : String(error), {
+    advice: adviceOf(error),
+    metadata: { ...known, ...metadata },
+    cause: error,
+  });
+}
+
+/** @throws ActivityError CINDER_NOT_CONFIGURED: the run was planned by an engine that knew the cloud. */
+export function cloudOf({ cloud }: ActivityDeps): Cloud {
+  if (cloud !== undefined) return cloud;
+  throw new ActivityError('CINDER_NOT_CONFIGURED', 'This engine knows no cloud, and the snapshot has Cinder volumes.', {
+    advice: 'Configure the same cloud for every engine (docs/openstack.md).',
+  });
 }
 
 /**
@@ -51,7 +81,7 @@ export function codeOf(error: unknown): string | undefined {
  */
 export function toFailure(error: unknown, isRetryable: (error: unknown) => boolean): Error {
   if (error instanceof CancelledFailure || error instanceof ApplicationFailure) return error;
-  const advice = error instanceof ActivityError || isHostError(error) ? error.advice : '';
+  const advice = adviceOf(error);
   const metadata = error instanceof ActivityError || isHostError(error) ? error.metadata : {};
   const cause = error instanceof Error ? error : undefined;
   return ApplicationFailure.create({

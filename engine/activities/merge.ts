@@ -1,13 +1,12 @@
-import { setTimeout as delay } from 'node:timers/promises';
-import { type Activities, type MergedPart, type Undone, windowIdOf } from '@stillpoint/workflows';
+import { type Activities, type MergedPart, type RemovedPart, type Undone, windowIdOf } from '@stillpoint/workflows';
 import { isHostError } from '../hosts/errors.js';
-import type { HostMergeProgress, HostMergeResult } from '../hosts/hosts.js';
 import type { ActivityDeps } from './deps.js';
-import { codeOf, isPassing } from './failure.js';
 import { mergedParts, overlaysOf } from './parts.js';
 import { cleanUpAfterDeadRun } from './prepare.js';
 import { refused } from './record.js';
 import { currentRun } from './run.js';
+import { patiently, takeBackWindow } from './take-back.js';
+import { removeVolumeSnapshots } from './volume-removal.js';
 
 type Tell = (details: unknown) => void;
 
@@ -17,23 +16,17 @@ type Tell = (details: unknown) => void;
  */
 export async function undoWindow(
   deps: ActivityDeps,
-  { host, vm, window, plan, isLast }: Parameters<Activities['undoWindow']>[0],
+  request: Parameters<Activities['undoWindow']>[0],
   signal: AbortSignal,
   tell: Tell,
 ): Promise<Undone> {
+  const { plan, isLast } = request;
   const { runId } = currentRun();
   const mayUndo = isLast
     ? await deps.catalogue.beginUndoing(plan.snapshotId, runId)
     : await isRunning(deps, plan.snapshotId, runId);
   if (!mayUndo) throw refused(plan);
-  const merged = await patiently(deps, signal, tell, (onProgress) =>
-    deps.hosts.host(host).undo({ vm, window }, { signal, onProgress }),
-  );
-  if ('gaveUp' in merged) {
-    return { complete: false, disks: [], pending: plan.localDisks.map((disk) => `${disk}: ${merged.gaveUp}`) };
-  }
-  const disks = mergedParts(merged);
-  return { complete: merged.complete, disks, pending: pendingOf(disks) };
+  return takeBackWindow(deps, request, signal, tell);
 }
 
 async function isRunning(deps: ActivityDeps, snapshotId: string, runId: string): Promise<boolean> {
@@ -44,15 +37,45 @@ async function isRunning(deps: ActivityDeps, snapshotId: string, runId: string):
 /** A frozen window, a second one after a lost connection, and an unfrozen one: no run opens more. */
 const mostWindows = 3;
 
-/** Merges a recorded snapshot's overlays into their bases; of a snapshot whose run died with it open: takes back what its windows made. */
+/**
+ * Deletes a snapshot's parts: its volumes' snapshots in Cinder, whatever of this snapshot is there, and its overlays by merging them into their bases. Of a
+ * snapshot whose run died with it open: takes back what its windows made.
+ */
 export async function deleteParts(
   deps: ActivityDeps,
   plan: Parameters<Activities['deleteParts']>[0],
   signal: AbortSignal,
   tell: Tell,
+): Promise<{ complete: boolean; disks: RemovedPart[] }> {
+  const [onHost, inCinder] = await Promise.all([
+    plan.leftOpen ? takeBackLeftOpen(deps, plan, signal, tell) : mergeParts(deps, plan, signal, tell),
+    removeVolumeSnapshots(
+      deps,
+      {
+        snapshotId: plan.snapshotId,
+        volumes: plan.volumes,
+        recorded: plan.parts.filter((part) => part.kind === 'volume'),
+        mayAppear: plan.leftOpen ? plan.volumes.map((disk) => disk.target) : [],
+        mayGiveUp: true,
+      },
+      signal,
+      tell,
+    ),
+  ]);
+  return {
+    complete: onHost.complete && inCinder.every((part) => part.outcome !== 'pending'),
+    disks: [...onHost.disks, ...inCinder],
+  };
+}
+
+async function mergeParts(
+  deps: ActivityDeps,
+  plan: Parameters<Activities['deleteParts']>[0],
+  signal: AbortSignal,
+  tell: Tell,
 ): Promise<{ complete: boolean; disks: MergedPart[] }> {
-  if (plan.leftOpen) return takeBackLeftOpen(deps, plan, signal, tell);
-  const { host: name, vm, operation, window, parts } = plan;
+  const { host: name, vm, operation, window } = plan;
+  const parts = plan.parts.filter((part) => part.kind === 'local');
   if (parts.length === 0) return { complete: true, disks: [] };
   const host = deps.hosts.host(name);
   const request = { vm: vm.uuid, operation, installation: deps.installationId, window, overlays: overlaysOf(parts) };
@@ -64,13 +87,13 @@ export async function deleteParts(
       if (!isHostError(error) || dead === undefined) throw error;
       // Only this run is open under the VM's workflow id: who else of this installation holds the VM is dead.
       const stale = { vm: vm.uuid, operation: dead, window: error.metadata.staleWindow ?? '' };
-      await cleanUpAfterDeadRun(deps, host, stale, signal);
+      await cleanUpAfterDeadRun(deps, host, stale, signal, tell);
       return await host.deleteSnapshot(request, { signal, onProgress });
     }
   });
   if ('gaveUp' in merged) {
     const disks = parts.map(({ target, overlay, path }): MergedPart => {
-      return { target, overlay, path, outcome: 'pending', detail: merged.gaveUp };
+      return { target, kind: 'local', overlay, path, outcome: 'pending', detail: merged.gaveUp };
     });
     return { complete: false, disks };
   }
@@ -90,47 +113,11 @@ async function takeBackLeftOpen(
       host.undo({ vm: vm.uuid, window: windowIdOf(snapshotId, attempt) }, { signal, onProgress }),
     );
     if ('gaveUp' in undone) {
-      disks.push({ target: vm.name, overlay: '', path: '', outcome: 'pending', detail: undone.gaveUp });
+      disks.push({ target: vm.name, kind: 'local', overlay: '', path: '', outcome: 'pending', detail: undone.gaveUp });
       return { complete: false, disks };
     }
     disks.push(...mergedParts(undone));
   }
   await host.release({ vm: vm.uuid, operation: snapshotId }, { signal });
   return { complete: disks.every((disk) => disk.outcome !== 'pending'), disks };
-}
-
-/**
- * Repeats a merge while its host is away, for a bounded time; then it is pending, with the reason. The host agent joins a merge that already runs, and a
- * host that is gone for good needs no patience.
- */
-async function patiently(
-  deps: ActivityDeps,
-  signal: AbortSignal,
-  tell: Tell,
-  merge: (onProgress: (progress: HostMergeProgress) => void) => Promise<HostMergeResult>,
-): Promise<HostMergeResult | { gaveUp: string }> {
-  const { hostPatienceMs = 120_000, hostPollMs = 1_000 } = deps.settings ?? {};
-  const started = performance.now();
-  for (;;) {
-    try {
-      return await merge(tell);
-    } catch (error) {
-      if (signal.aborted) throw signal.reason;
-      // Without a code it is a fault of ours, and no word about the host.
-      if (codeOf(error) === undefined) throw error;
-      const text = error instanceof Error ? error.message : String(error);
-      if (!isPassing(error) || performance.now() - started > hostPatienceMs) {
-        const advice = isHostError(error) ? ` ${error.advice}` : '';
-        return { gaveUp: `${text}${advice}` };
-      }
-      tell({ waitingFor: text });
-      await delay(hostPollMs, undefined, { signal }).catch(() => {
-        throw signal.reason;
-      });
-    }
-  }
-}
-
-function pendingOf(disks: MergedPart[]): string[] {
-  return disks.filter((disk) => disk.outcome === 'pending').map((disk) => `${disk.target}: ${disk.detail}`);
 }

@@ -1,8 +1,8 @@
-import type { DiskPart, MergedPart } from '@stillpoint/workflows';
+import type { LocalPart, MergedPart } from '@stillpoint/workflows';
 import type { HostMergeResult, HostOverlay } from '../hosts/hosts.js';
 
 /** What the host made for each disk, as a snapshot's part: after the cut the base holds the data, and the guest writes to the overlay. */
-export function partsOf(overlays: HostOverlay[]): DiskPart[] {
+export function partsOf(overlays: HostOverlay[]): LocalPart[] {
   return overlays.map(({ target, overlayPath, basePath, baseFormat, sizeBytes }) => ({
     target,
     kind: 'local',
@@ -14,7 +14,7 @@ export function partsOf(overlays: HostOverlay[]): DiskPart[] {
 }
 
 /** The same for the host: what it deletes. */
-export function overlaysOf(parts: DiskPart[]): HostOverlay[] {
+export function overlaysOf(parts: LocalPart[]): HostOverlay[] {
   return parts.map(({ target, path, format, overlay, sizeBytes }) => ({
     target,
     overlayPath: overlay,
@@ -27,6 +27,7 @@ export function overlaysOf(parts: DiskPart[]): HostOverlay[] {
 export function mergedParts(result: HostMergeResult): MergedPart[] {
   return result.disks.map(({ target, overlayPath, basePath, outcome, detail }) => ({
     target,
+    kind: 'local',
     overlay: overlayPath,
     path: basePath,
     outcome,

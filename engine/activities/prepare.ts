@@ -1,8 +1,10 @@
-import type { Activities, Prepared } from '@stillpoint/workflows';
+import type { Activities, Plan, Prepared } from '@stillpoint/workflows';
 import type { HostClient } from '../hosts/hosts.js';
 import type { ActivityDeps } from './deps.js';
 import { ActivityError } from './failure.js';
 import { partsOf } from './parts.js';
+import { takeBackWindow } from './take-back.js';
+import { checkVolumes, makeCinderReady } from './volume-checks.js';
 
 /** More dead runs than this on one VM are no leftovers but a fault. */
 const mostDeadRuns = 3;
@@ -16,6 +18,7 @@ export async function prepare(
 ): Promise<Prepared> {
   const host = deps.hosts.host(name);
   const cleaned: string[] = [];
+  await checkVolumes(deps, plan, signal);
   for (;;) {
     const answer = await host.prepare(
       {
@@ -33,6 +36,7 @@ export async function prepare(
     );
     if (!('stale' in answer)) {
       const { gaps, guestOs, windowLimitMs, overlays } = answer;
+      await makeCinderReady(deps, plan, windowLimitMs, signal);
       return { gaps, guestOs, windowLimitMs, parts: partsOf(overlays), cleaned: cleaned.join(' ') };
     }
     if (cleaned.length === mostDeadRuns) {
@@ -42,7 +46,7 @@ export async function prepare(
       });
     }
     tell({ cleaningUpAfter: answer.stale.operation });
-    cleaned.push(await cleanUpAfterDeadRun(deps, host, { vm, ...answer.stale }, signal));
+    cleaned.push(await cleanUpAfterDeadRun(deps, host, { vm, ...answer.stale }, signal, tell));
   }
 }
 
@@ -55,6 +59,7 @@ export async function cleanUpAfterDeadRun(
   host: HostClient,
   dead: { vm: string; operation: string; window: string },
   signal: AbortSignal,
+  tell: (details: unknown) => void,
 ): Promise<string> {
   const row = await deps.catalogue.getSnapshot(dead.operation);
   if (row === undefined && dead.window !== '') {
@@ -70,10 +75,14 @@ export async function cleanUpAfterDeadRun(
   }
   const wasLeftOpen = row?.runId !== undefined && ['running', 'recording', 'undoing'].includes(row.state);
   if (wasLeftOpen && (await deps.catalogue.beginUndoing(row.snapshotId, row.runId ?? ''))) {
-    const undone = await host.undo({ vm: dead.vm, window: dead.window }, { signal });
-    const pending = undone.disks
-      .filter((disk) => disk.outcome === 'pending')
-      .map((disk) => `${disk.target}: ${disk.detail}`);
+    const plan = row.plan as Plan;
+    const mayAppear = plan.volumes.map((disk) => disk.target);
+    const { pending, left } = await takeBackWindow(
+      deps,
+      { ...dead, host: host.name, plan, parts: [], mayAppear },
+      signal,
+      tell,
+    );
     await deps.catalogue.close(row.snapshotId, row.runId ?? '', {
       state: pending.length === 0 ? 'failed' : 'cleanup-pending',
       error: {
@@ -81,6 +90,7 @@ export async function cleanUpAfterDeadRun(
         text: 'Its run ended without a word; the next run of this VM undid what it had made.',
       },
       pending,
+      ...(left.length === 0 ? {} : { left: { window: dead.window, parts: left } }),
     });
   }
   await host.release({ vm: dead.vm, operation: dead.operation }, { signal });

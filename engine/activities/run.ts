@@ -8,6 +8,11 @@ export function currentRun(): { workflowId: string; runId: string } {
   return execution;
 }
 
+/** Whether the current activity's run is of the type `snapshotDisks`. */
+export function isOnlyForVolumes(): boolean {
+  return Context.current().info.workflowType === 'snapshotDisks';
+}
+
 /** A version 4 UUID that a run makes of itself: a repeated activity makes the same one again. `purpose` tells several of a run apart. */
 export function idOfRun(runId: string, purpose: string): string {
   const bytes = createHash('sha256').update(`${purpose}\n${runId}`).digest().subarray(0, 16);

@@ -1,4 +1,4 @@
-import type { DiskPart, MergedPart, Quiesce, SnapshotVmResult } from '@stillpoint/workflows';
+import type { DiskPart, Quiesce, RemovedPart, SnapshotVmResult } from '@stillpoint/workflows';
 
 /**
  * The catalogue: hosts, snapshots, window slots. One implementation over kysely, on PGlite (embedded, one engine) or PostgreSQL, with the same SQL.
@@ -53,12 +53,12 @@ export interface Catalogue {
   /**
    * `deleting` -> `deleted`; every other snapshot of the VM whose image was one of `merged[].overlay` now has it in `merged[].path`.
    */
-  finishDeleting(snapshotId: string, runId: string, merged: MergedPart[]): Promise<boolean>;
+  finishDeleting(snapshotId: string, runId: string, merged: RemovedPart[]): Promise<boolean>;
   /** `deleting` -> `complete` with what is left of its parts, or `cleanup-pending`. */
   abandonDeleting(
     snapshotId: string,
     runId: string,
-    end: { error: { code: string; text: string }; merged: MergedPart[] },
+    end: { error: { code: string; text: string }; merged: RemovedPart[] },
   ): Promise<boolean>;
   getSnapshot(snapshotId: string): Promise<SnapshotRow | undefined>;
   /** Newest first; `after` is the last id of the page before. `deleted` rows only when asked for by state. */

@@ -1,4 +1,4 @@
-import type { DiskPart, MergedPart, SnapshotVmResult } from '@stillpoint/workflows';
+import type { DiskPart, RemovedPart, SnapshotVmResult } from '@stillpoint/workflows';
 import { type ExpressionBuilder, type Kysely, type Selectable, sql, type Transaction, type Updateable } from 'kysely';
 
 import type { AcceptRequest, Catalogue, HostRow, SnapshotRow, SnapshotState, TakeOverRequest } from './catalogue.js';
@@ -272,7 +272,7 @@ export class SqlCatalogue implements Catalogue {
     });
   }
 
-  finishDeleting(snapshotId: string, runId: string, merged: MergedPart[]): Promise<boolean> {
+  finishDeleting(snapshotId: string, runId: string, merged: RemovedPart[]): Promise<boolean> {
     return asked(() =>
       this.#db.transaction().execute(async (transaction) => {
         const row = await transaction
@@ -293,7 +293,7 @@ export class SqlCatalogue implements Catalogue {
   abandonDeleting(
     snapshotId: string,
     runId: string,
-    end: { error: { code: string; text: string }; merged: MergedPart[] },
+    end: { error: { code: string; text: string }; merged: RemovedPart[] },
   ): Promise<boolean> {
     return asked(() =>
       this.#db.transaction().execute(async (transaction) => {
@@ -306,9 +306,9 @@ export class SqlCatalogue implements Catalogue {
           .forUpdate()
           .executeTakeFirst();
         if (row === undefined) return false;
-        const gone = new Set(end.merged.filter(isMerged).map((part) => part.overlay));
+        const gone = new Set(end.merged.filter(isGone).map(thing));
         const parts = fromJson<DiskPart[]>(row.parts);
-        const left = parts.filter((part) => !gone.has(part.overlay));
+        const left = parts.filter((part) => !gone.has(thing(part)));
         // With any part merged it is no snapshot of that window any more; until then it is as good as before.
         const isWhole = row.result !== null && left.length === parts.length;
         await transaction
@@ -321,13 +321,7 @@ export class SqlCatalogue implements Catalogue {
             ...(parts.length === 0
               ? {}
               : {
-                  pending: JSON.stringify(
-                    isWhole
-                      ? []
-                      : left.map(
-                          (part) => `${part.target}: ${part.overlay} is to be merged; delete the snapshot again.`,
-                        ),
-                  ),
+                  pending: JSON.stringify(isWhole ? [] : left.map((part) => whatIsPending(part, end.merged))),
                 }),
           })
           .where('snapshot_id', '=', snapshotId)
@@ -501,17 +495,31 @@ async function keepHost(transaction: Transaction<Tables>, name: string): Promise
   if (host === undefined) throw new CatalogueError('HOST_NOT_FOUND', `There is no host '${name}' any more.`);
 }
 
-function isMerged(part: MergedPart): boolean {
+function isGone(part: RemovedPart): boolean {
   return part.outcome !== 'pending';
+}
+
+/** What of a part is to go: the overlay, or Cinder's snapshot. */
+function thing(part: DiskPart | RemovedPart): string {
+  return part.kind === 'local' ? part.overlay : part.snapshot;
+}
+
+function whatIsPending(part: DiskPart, removed: RemovedPart[]): string {
+  const detail = removed.find(({ target, outcome }) => target === part.target && outcome === 'pending')?.detail ?? '';
+  const what =
+    part.kind === 'local' ? `${part.overlay} is to be merged` : `Cinder's snapshot ${part.snapshot} is to be deleted`;
+  return `${part.target}: ${detail === '' ? `${what}; delete the snapshot again.` : detail}`;
 }
 
 /** An image that was merged into another one is where every other snapshot of the VM finds its data from now on. */
 async function moveImages(
   transaction: Transaction<Tables>,
   of: { vm: string; snapshot_id: string },
-  merged: MergedPart[],
+  merged: RemovedPart[],
 ): Promise<void> {
-  const movedTo = new Map(merged.filter(isMerged).map((part) => [part.overlay, part.path]));
+  const movedTo = new Map(
+    merged.flatMap((part) => (part.kind === 'local' && isGone(part) ? [[part.overlay, part.path]] : [])),
+  );
   const others = await transaction
     .selectFrom('snapshots')
     .select(['snapshot_id', 'parts'])
@@ -522,8 +530,10 @@ async function moveImages(
     .execute();
   for (const other of others) {
     const parts = fromJson<DiskPart[]>(other.parts);
-    if (!parts.some((part) => movedTo.has(part.path))) continue;
-    const moved = parts.map((part) => ({ ...part, path: movedTo.get(part.path) ?? part.path }));
+    if (!parts.some((part) => part.kind === 'local' && movedTo.has(part.path))) continue;
+    const moved = parts.map((part) =>
+      part.kind === 'local' ? { ...part, path: movedTo.get(part.path) ?? part.path } : part,
+    );
     await transaction
       .updateTable('snapshots')
       .set({ parts: JSON.stringify(moved) })

@@ -16,7 +16,7 @@ export function snapshotText(snapshot: SnapshotView): string {
     ['quiesce', snapshot.quiesce],
     ['window', window === null ? undefined : windowText(window)],
     ['partial', partialText(snapshot)],
-    ['disks', snapshot.disks.map((disk) => `${disk.target}  ${size(disk.sizeBytes)} ${disk.format} in ${disk.path}`)],
+    ['disks', snapshot.disks.map((disk) => `${disk.target}  ${size(disk.sizeBytes)} ${placeOf(disk)}`)],
     ['left out', snapshot.leftOut.map((disk) => `${disk.target}: ${disk.reason}`)],
     ['unfrozen', snapshot.unfrozen.map((gap) => `${[gap.target, gap.mountpoint].join(' ').trim()}: ${gap.reason}`)],
     ['steps', progress?.steps.map((step) => `${step.name}: ${stepText(step)}`)],
@@ -48,6 +48,11 @@ export function snapshotTable(snapshots: SnapshotView[]): string {
       time(snapshot.createdAt),
     ]),
   );
+}
+
+function placeOf(disk: SnapshotView['disks'][number]): string {
+  if (disk.kind === 'local') return `${disk.format} in ${disk.path}`;
+  return `Cinder's snapshot ${disk.snapshot} of volume ${disk.volume}`;
 }
 
 function windowText(window: NonNullable<SnapshotView['window']>): string {

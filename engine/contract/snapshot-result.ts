@@ -1,10 +1,14 @@
 import type {
+  DeletedVolumePart,
   DeleteSnapshotResult,
   DiskPart,
   Gap,
   LeftOutDisk,
+  LocalPart,
   MergedPart,
+  RemovedPart,
   SnapshotVmResult,
+  VolumePart,
 } from '@stillpoint/workflows';
 import { z } from 'zod';
 
@@ -14,14 +18,24 @@ import { quiescePolicy } from './snapshot-input.js';
 
 export const grade = z.enum(['filesystem', 'crash', 'per-disk']);
 
-export const diskPart = z.object({
+const localPart = z.object({
   target: z.string(),
   kind: z.literal('local'),
   path: z.string().describe("Image on the host that holds the disk's data of the cut"),
   format: z.string(),
   overlay: z.string().describe('Overlay that the guest writes to since; deleting the snapshot merges it into path'),
   sizeBytes: z.number(),
-}) satisfies z.ZodType<DiskPart>;
+}) satisfies z.ZodType<LocalPart>;
+
+const volumePart = z.object({
+  target: z.string(),
+  kind: z.literal('volume'),
+  volume: z.string().describe("Cinder's id of the volume"),
+  snapshot: z.string().describe("Cinder's id of the snapshot that holds the disk's data of the cut"),
+  sizeBytes: z.number(),
+}) satisfies z.ZodType<VolumePart>;
+
+export const diskPart = z.discriminatedUnion('kind', [localPart, volumePart]) satisfies z.ZodType<DiskPart>;
 
 export const leftOutDisk = z.object({
   target: z.string(),
@@ -62,17 +76,29 @@ export const snapshotVmResult = z.object({
   hypervisor: z.string(),
 }) satisfies z.ZodType<SnapshotVmResult>;
 
-export const mergedPart = z.object({
+const mergedPart = z.object({
   target: z.string(),
+  kind: z.literal('local'),
   overlay: z.string(),
   path: z.string().describe('Into which image it was merged'),
   outcome: z.enum(['unused-deleted', 'committed', 'not-found', 'pending']),
   detail: z.string(),
 }) satisfies z.ZodType<MergedPart>;
 
+const deletedVolumePart = z.object({
+  target: z.string(),
+  kind: z.literal('volume'),
+  volume: z.string().describe("Cinder's id of the volume"),
+  snapshot: z.string().describe("Cinder's id of the deleted snapshot; empty where none was found"),
+  outcome: z.enum(['deleted', 'not-found', 'pending']),
+  detail: z.string(),
+}) satisfies z.ZodType<DeletedVolumePart>;
+
+const removedPart = z.discriminatedUnion('kind', [mergedPart, deletedVolumePart]) satisfies z.ZodType<RemovedPart>;
+
 export const deleteSnapshotResult = z.object({
   snapshotId: z.string(),
   vm: vmNames,
   host: z.string(),
-  disks: z.array(mergedPart),
+  disks: z.array(removedPart),
 }) satisfies z.ZodType<DeleteSnapshotResult>;

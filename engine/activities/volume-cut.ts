@@ -1,0 +1,178 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Activities, VolumeCut } from '@stillpoint/workflows';
+import type { Cinder, NewVolumeSnapshot, VolumeSnapshot } from '../cinder/cinder.js';
+import { type CinderError, isCinderError } from '../cinder/errors.js';
+import type { CutHold } from '../hosts/hosts.js';
+import type { ActivityDeps } from './deps.js';
+import { ActivityError, asActivityError, cloudOf } from './failure.js';
+import { metadataOf, windowMetadata } from './volume-names.js';
+import { deletedSnapshot } from './volume-removal.js';
+
+/** `held` or a ping of the stream must be younger than this when the create is sent, ms: Cinder cannot refuse what comes late. */
+const freshMs = 1_000;
+/** What may be repeated inside the window (a connection refused, a 503) is repeated for so long, ms. */
+const repeatMs = 2_000;
+const repeatEveryMs = 50;
+/** There is no event to wait for: so often is Cinder asked whether the snapshot is available, ms. */
+const pollMs = 20;
+/** So long a cut that lost its window waits for what it made to be gone, ms; then the undo does. */
+const discardMs = 10_000;
+
+const GiB = 1024 ** 3;
+
+/**
+ * One volume's cut. The hold keeps the window open from before the create is sent until Cinder says `available`: the data is cut in between, and never
+ * surely before. Whatever goes wrong is told to the host at once, so that the guest thaws before anything is cleaned up.
+ */
+export async function snapshotVolume(
+  deps: ActivityDeps,
+  request: Parameters<Activities['snapshotVolume']>[0],
+  signal: AbortSignal,
+): Promise<VolumeCut> {
+  const { host, vm, window, cut, disk } = request;
+  const { cinder } = cloudOf(deps);
+  const hold = await deps.hosts
+    .host(host)
+    .holdCut({ vm, window, cut }, { signal })
+    .catch((error: unknown) => {
+      throw asActivityError(error, { outcome: 'none' });
+    });
+
+  const started = performance.now();
+  const made = await create(cinder, hold, newSnapshot(deps, request)).catch(async (error: unknown) => {
+    await hold.failed(textOf(error));
+    throw asActivityError(error, isUnknown(error) ? {} : { outcome: 'none' });
+  });
+  try {
+    await untilAvailable(cinder, hold, made.id);
+  } catch (error) {
+    await hold.failed(textOf(error));
+    throw await discarded(cinder, made, error);
+  }
+
+  const ended = await hold.done().catch((error: unknown) => {
+    // The host may have taken the end of this cut: its verdict says, and what was made stays for it.
+    throw asActivityError(error, { outcome: 'made' });
+  });
+  if (!ended.inTime) {
+    const late = new ActivityError('WINDOW_CLOSED', `The window closed before ${disk.target} was cut: ${ended.reason}`);
+    throw await discarded(cinder, made, late);
+  }
+  return {
+    part: {
+      target: disk.target,
+      kind: 'volume',
+      volume: disk.volume,
+      snapshot: made.id,
+      sizeBytes: made.sizeGiB * GiB || disk.sizeBytes,
+    },
+    cutMs: performance.now() - started,
+  };
+}
+
+/** Sends the create while the hold is fresh. After an answer that was lost it looks for what may have been made, and never sends it again. */
+async function create(cinder: Cinder, hold: CutHold, snapshot: NewVolumeSnapshot): Promise<VolumeSnapshot> {
+  const until = performance.now() + repeatMs;
+  for (;;) {
+    if (!hold.isFresh(freshMs)) throw lossOf(hold);
+    try {
+      // Without a signal: its answer is worth waiting for, because it says what there is to take back.
+      return await cinder.createSnapshot(snapshot);
+    } catch (error) {
+      if (isUnknown(error)) return await lookFor(cinder, hold, snapshot, error);
+      if (!isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED')) throw error;
+      const pause = error.retryAfterMs ?? repeatEveryMs;
+      if (performance.now() + pause > until) throw error;
+      await delay(pause);
+    }
+  }
+}
+
+/** @throws the create's own error where nothing is found: it may still appear. */
+async function lookFor(
+  cinder: Cinder,
+  hold: CutHold,
+  { volumeId, metadata }: NewVolumeSnapshot,
+  lost: CinderError,
+): Promise<VolumeSnapshot> {
+  const until = performance.now() + repeatMs;
+  const query = { metadata: windowMetadata(metadata), volumeId };
+  while (!hold.lost.aborted && performance.now() < until) {
+    try {
+      const [found] = await cinder.findSnapshots(query, { signal: hold.lost });
+      if (found !== undefined) return found;
+    } catch {
+      // What went wrong with the create is what people need to know.
+    }
+    await delay(repeatEveryMs);
+  }
+  throw lost;
+}
+
+async function untilAvailable(cinder: Cinder, hold: CutHold, id: string): Promise<void> {
+  for (;;) {
+    if (hold.lost.aborted) throw lossOf(hold);
+    const now = await cinder.snapshot(id, { signal: hold.lost }).catch((error: unknown) => {
+      if (hold.lost.aborted) throw lossOf(hold);
+      // The window's limit, which the host keeps, ends the waiting.
+      if (isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED', 'CINDER_FAILED')) return undefined;
+      throw error;
+    });
+    if (now?.status === 'available') return;
+    if (now !== undefined && now.status !== 'creating') {
+      throw new ActivityError(
+        'VOLUME_SNAPSHOT_FAILED',
+        `Cinder could not snapshot volume ${now.volumeId}: the snapshot's status is ${now.status}.`,
+        { advice: "See cinder-volume's log and the state of the Ceph cluster, then ask for the snapshot again." },
+      );
+    }
+    await delay(pollMs);
+  }
+}
+
+/** Deletes what the cut made in vain; the error says whether anything of it is left for the undo. */
+async function discarded(cinder: Cinder, { id }: VolumeSnapshot, error: unknown): Promise<Error> {
+  const isGone = await deletedSnapshot(cinder, id, { waitMs: discardMs }).then(
+    (end) => end.outcome !== 'pending',
+    () => false,
+  );
+  return asActivityError(error, { outcome: isGone ? 'none' : 'made' });
+}
+
+function newSnapshot(
+  deps: ActivityDeps,
+  { plan, disk, window }: Parameters<Activities['snapshotVolume']>[0],
+): NewVolumeSnapshot {
+  const others = plan.setDisks.filter((target) => target !== disk.target);
+  return {
+    volumeId: disk.volume,
+    name: `${plan.name} (${plan.vm.name} ${disk.target})`.slice(0, 255),
+    description: `Stillpoint: ${disk.target} of VM ${plan.vm.name} (${plan.vm.uuid}) in its snapshot ${plan.snapshotId}${
+      others.length === 0 ? '' : `, with ${others.join(', ')}`
+    }. Not recorded yet.`,
+    metadata: metadataOf({
+      installation: deps.installationId,
+      snapshot: plan.snapshotId,
+      window,
+      vm: plan.vm,
+      disk,
+      plan,
+    }),
+  };
+}
+
+function lossOf(hold: CutHold): unknown {
+  if (hold.lost.aborted) return hold.lost.reason;
+  return new ActivityError(
+    'HOLD_BROKEN',
+    'The host agent has not been heard of for a second: nothing is asked of Cinder.',
+  );
+}
+
+function isUnknown(error: unknown): error is CinderError {
+  return isCinderError(error) && error.mayHaveHappened;
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
