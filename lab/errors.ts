@@ -10,6 +10,7 @@ export type LabErrorCode =
   | 'VM_FAILED'
   | 'GUEST_UNREACHABLE'
   | 'GUEST_COMMAND_FAILED'
+  | 'STORAGE_FAILED'
   | 'PROXY_FAILED';
 
 /** Thrown by every part of the lab; `code` is stable, `message` says what to do, `cause` is what was caught, if anything. */

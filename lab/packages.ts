@@ -31,6 +31,26 @@ export const VM_REQUIREMENTS: readonly Requirement[] = [
   { package: 'util-linux', anyOf: program('unshare') },
 ];
 
+/** What the lab's Ceph, Cinder and Keystone need on the host beside that; ceph-common brings librbd and its Python module. */
+export const STORAGE_REQUIREMENTS: readonly Requirement[] = [
+  { package: 'ceph-mon', anyOf: program('ceph-mon') },
+  { package: 'ceph-mgr', anyOf: program('ceph-mgr') },
+  { package: 'ceph-osd', anyOf: program('ceph-osd') },
+  { package: 'ceph-common', anyOf: program('rbd') },
+  { package: 'qemu-utils', anyOf: program('qemu-img') },
+  { package: 'qemu-block-extra', anyOf: LIBRARY_FOLDERS.map((folder) => join(folder, 'qemu/block-rbd.so')) },
+  { package: 'mariadb-server-core', anyOf: program('mariadbd') },
+  { package: 'mariadb-client-core', anyOf: program('mariadb') },
+  { package: 'rabbitmq-server', anyOf: ['/usr/lib/rabbitmq/bin/rabbitmq-server'] },
+  { package: 'cinder-api', anyOf: program('cinder-api') },
+  { package: 'cinder-scheduler', anyOf: program('cinder-scheduler') },
+  { package: 'cinder-volume', anyOf: program('cinder-volume') },
+  { package: 'keystone', anyOf: program('keystone-manage') },
+  { package: 'python3-waitress', anyOf: ['/usr/lib/python3/dist-packages/waitress'] },
+  { package: 'python3-cinderclient', anyOf: program('cinder') },
+  { package: 'e2fsprogs', anyOf: program('mke2fs') },
+];
+
 /** The packages of the requirements that the host does not meet. */
 export function missingPackages(requirements: readonly Requirement[]): string[] {
   return requirements.filter(({ anyOf }) => !anyOf.some((file) => existsSync(file))).map((entry) => entry.package);
