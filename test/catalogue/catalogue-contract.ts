@@ -365,6 +365,7 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
     describe('deleting', () => {
       const merged = (overlay: string, path: string, outcome: MergedPart['outcome'] = 'committed'): MergedPart => ({
         target: 'vda',
+        kind: 'local',
         overlay,
         path,
         outcome,

@@ -3,6 +3,7 @@ import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { QUIESCE } from '@stillpoint/lab/libvirt-log.js';
 import { verifySnapshot } from '@stillpoint/lab/snapshot-check.js';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { localParts } from '../workflows/fixtures/local-parts.js';
 import { VM, WholeSystem } from './whole-system.js';
 
 let world: WholeSystem;
@@ -41,13 +42,13 @@ describe('A snapshot of a VM under write load', () => {
     await world.expectConsistent(snapshot);
 
     // Live and inactive chain are what was recorded.
-    expect(snapshot.disks.map(({ target, path }) => [target, path])).toEqual([
+    expect(localParts(snapshot.disks).map(({ target, path }) => [target, path])).toEqual([
       ['vda', lab.disks.vda],
       ['vdb', lab.disks.vdb],
     ]);
     const inactive = await lab.vm.xml('inactive');
     const chains = await lab.vm.chains();
-    for (const { target, overlay, path } of snapshot.disks) {
+    for (const { target, overlay, path } of localParts(snapshot.disks)) {
       expect(chains[target]).toEqual([overlay, path]);
       expect(inactive).toContain(`<source file='${overlay}'/>`);
     }
@@ -77,17 +78,19 @@ describe('A snapshot of a VM under write load', () => {
     const second = await world.snapshot({ name: 'second' });
     await write('kept-3');
     expect([first.grade, second.grade]).toEqual(['filesystem', 'filesystem']);
-    expect(second.disks.map(({ path }) => path)).toEqual(first.disks.map(({ overlay }) => overlay));
+    expect(localParts(second.disks).map(({ path }) => path)).toEqual(
+      localParts(first.disks).map(({ overlay }) => overlay),
+    );
     await world.expectConsistent(first);
     await world.expectConsistent(second);
     const written = await fingerprints();
 
     await system.deleteSnapshot(first.id);
     const after = (await system.request<SnapshotView>('GET', `/v1/snapshots/${second.id}`)).body;
-    for (const { target, overlay, path } of after.disks) {
+    for (const { target, overlay, path } of localParts(after.disks)) {
       expect((await lab.vm.chains())[target]).toEqual([overlay, path]);
     }
-    expect(after.disks.map(({ path }) => path)).toEqual([lab.disks.vda, lab.disks.vdb]);
+    expect(localParts(after.disks).map(({ path }) => path)).toEqual([lab.disks.vda, lab.disks.vdb]);
     await world.expectConsistent(after);
 
     await system.deleteSnapshot(second.id);

@@ -9,6 +9,7 @@ import type { QemuUser } from '@stillpoint/lab/libvirtd.js';
 import { verifySnapshot } from '@stillpoint/lab/snapshot-check.js';
 import { System } from '@stillpoint/lab/system.js';
 import { expect } from 'vitest';
+import { localParts } from '../workflows/fixtures/local-parts.js';
 import { testStateFolder } from './state-folder.js';
 
 export const VM = 'web-1';
@@ -123,7 +124,7 @@ export class WholeSystem {
 
   /** The images of a snapshot pass fsck with nothing to replay, and hold the writes to vda and vdb in the order in which the guest made them. */
   async expectConsistent(snapshot: SnapshotView): Promise<void> {
-    const images = await verifySnapshot(snapshot.disks.map(({ path }) => path));
+    const images = await verifySnapshot(localParts(snapshot.disks).map(({ path }) => path));
     expect(images.map(({ clean }) => clean)).toEqual([true, true]);
     const [root = Number.NaN, data = Number.NaN] = images.flatMap(({ fileSystems }) =>
       fileSystems.flatMap(({ writerNumber }) => writerNumber ?? []),

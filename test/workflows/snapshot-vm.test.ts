@@ -375,7 +375,7 @@ describe('a second window', () => {
   });
 
   it('does not follow while anything of the first is left', async () => {
-    const undone: Undone = { complete: false, disks: [], pending: ['vda: the VM is shut off.'] };
+    const undone: Undone = { complete: false, left: [], pending: ['vda: the VM is shut off.'] };
     const run = await start({
       thawFileSystems: async ({ window }) => lostVerdict(window, 'HOLD_BROKEN'),
       undoWindow: async () => undone,
@@ -463,7 +463,7 @@ describe('the thaw', () => {
       },
       undoWindow: async () => {
         order.push('undone');
-        return { complete: true, disks: [], pending: [] };
+        return { complete: true, left: [], pending: [] };
       },
     });
     await begun.promise;
@@ -565,7 +565,7 @@ describe('a cancel', () => {
       undoWindow: async () => {
         reached.now();
         await goOn.promise;
-        return { complete: true, disks: [], pending: [] };
+        return { complete: true, left: [], pending: [] };
       },
     });
     await reached.promise;
@@ -583,7 +583,7 @@ describe('a cancel', () => {
         throw new CancelledFailure('stopped');
       },
       thawFileSystems: async ({ window }) => lostVerdict(window, 'THAWED_EARLY'),
-      undoWindow: async () => ({ complete: false, disks: [], pending: ['vda: libvirtd is down.'] }),
+      undoWindow: async () => ({ complete: false, left: [], pending: ['vda: libvirtd is down.'] }),
     });
     await reached.promise;
     await run.handle.cancel();
