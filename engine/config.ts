@@ -51,6 +51,25 @@ const schema = z
       })
       .refine((hosts) => !(hosts.plain && hosts.tls), 'has both tls and plain: choose one')
       .prefault({}),
+    /** What is to be known of the cloud beside clouds.yaml and the variables OS_…; without a cloud only local disks are snapshotted. */
+    openstack: z
+      .strictObject({
+        /** A name in clouds.yaml. Default: OS_CLOUD, else the variables OS_…. */
+        cloud: z.string().min(1).max(255).exactOptional(),
+        /** The Ceph pools in which the volumes' images may be. */
+        pools: z.array(z.string().min(1).max(255)).min(1).default(['volumes']),
+        /** Whether an attachment of the volume must name the VM's UUID; false for managers that leave instance_uuid empty. */
+        checkAttachment: z.boolean().default(true),
+        /** How long an undo waits for a snapshot that is still `creating`, ms. */
+        undoWaitMs: z.number().int().min(0).max(3_600_000).default(60_000),
+        /** How long after its creation a snapshot in `creating` is taken for dead and may be called `error`, ms. */
+        giveUpCreatingMs: z.number().int().min(60_000).max(86_400_000).default(600_000),
+        /** How long an answer of Cinder or Keystone may take, ms. */
+        requestTimeoutMs: z.number().int().min(1_000).max(600_000).default(30_000),
+        /** Cinder's own timeout (`rpc_response_timeout`): a request without an answer can have no effect any more when it has passed, ms. */
+        rpcTimeoutMs: z.number().int().min(1_000).max(3_600_000).default(60_000),
+      })
+      .prefault({}),
     /** How many windows may be open at once in the installation. */
     windowSlots: z.number().int().min(1).max(64).default(4),
     logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),

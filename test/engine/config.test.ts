@@ -33,6 +33,14 @@ test('an empty file means the defaults', async () => {
         key: '/etc/stillpoint/tls/engine-key.pem',
       },
     },
+    openstack: {
+      pools: ['volumes'],
+      checkAttachment: true,
+      undoWaitMs: 60_000,
+      giveUpCreatingMs: 600_000,
+      requestTimeoutMs: 30_000,
+      rpcTimeoutMs: 60_000,
+    },
     windowSlots: 4,
     logLevel: 'info',
   });
@@ -62,6 +70,16 @@ test('every key may come from the environment, which wins over the file', async 
     logLevel: 'debug',
   });
   expect(await config('', { STILLPOINT_ENGINE_HOSTS_PLAIN: 'true' })).toMatchObject({ hosts: { plain: true } });
+  expect(
+    await config('openstack: { cloud: lab }', {
+      STILLPOINT_ENGINE_OPENSTACK_CLOUD: '2026',
+      STILLPOINT_ENGINE_OPENSTACK_POOLS: '[volumes, fast]',
+      STILLPOINT_ENGINE_OPENSTACK_CHECK_ATTACHMENT: 'false',
+      STILLPOINT_ENGINE_OPENSTACK_UNDO_WAIT_MS: '1000',
+    }),
+  ).toMatchObject({
+    openstack: { cloud: '2026', pools: ['volumes', 'fast'], checkAttachment: false, undoWaitMs: 1000 },
+  });
 });
 
 test.each(['0.0.0.0:8700', '[::]:8700', '192.168.1.2:8700', 'engine.example.org:8700', '8700', '128.0.0.1:8700'])(
