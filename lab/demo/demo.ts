@@ -161,7 +161,8 @@ export class Demo {
     const { say } = this.#options;
     const chains = await lab.vm.chains();
     say('');
-    for (const disk of result.disks) {
+    const parts = result.disks.filter((disk) => disk.kind === 'local');
+    for (const disk of parts) {
       const chain = chains[disk.target] ?? [];
       if (chain[0] !== disk.overlay || chain[1] !== disk.path) {
         throw new LabError(
@@ -172,7 +173,7 @@ export class Demo {
       say(`chain    ${disk.target}: ${chain.map((path) => path.split('/').at(-1)).join(' <- ')}`);
     }
     const numbers: number[] = [];
-    for (const image of await verifySnapshot(result.disks.map((disk) => disk.path))) {
+    for (const image of await verifySnapshot(parts.map((disk) => disk.path))) {
       for (const fileSystem of image.fileSystems) {
         if (!fileSystem.clean) throw new LabError('PROGRAM_FAILED', `fsck of ${image.path}: ${fileSystem.output}`);
         if (fileSystem.writerNumber !== undefined) numbers.push(fileSystem.writerNumber);
