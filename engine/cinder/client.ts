@@ -9,8 +9,8 @@ import type {
   VolumeSnapshot,
 } from './cinder.js';
 import type { CloudSettings } from './cloud.js';
-import { CinderError } from './errors.js';
-import { type HttpAnswer, HttpConnections, untilAborted } from './http.js';
+import { CinderError, isCinderError } from './errors.js';
+import { type HttpAnswer, HttpConnections, type HttpRequest } from './http.js';
 import { type Access, type Identity, identityOf } from './identity.js';
 import { type Asked, type Asking, explained, jsonOf, notOfTheApi, refusal } from './refusals.js';
 import { quotable } from './secret.js';
@@ -31,7 +31,7 @@ export class CinderClient implements Cinder {
   readonly #http: HttpConnections;
   readonly #identity: Identity;
   /** The microversion of each address of Cinder: one in practice. */
-  readonly #microversions = new Map<string, Promise<Microversion>>();
+  readonly #microversions = new Map<string, Microversion>();
 
   constructor(cloud: CloudSettings, settings: CinderClientSettings = {}) {
     const { connectTimeoutMs = 5_000, requestTimeoutMs = 30_000 } = settings;
@@ -49,10 +49,9 @@ export class CinderClient implements Cinder {
     options: CinderCallOptions = {},
   ): Promise<void> {
     const { signal } = options;
-    const access = await this.#identity.access(request.validForMs, signal);
-    // An exchanged Cinder may know other versions.
-    this.#microversions.delete(apiOf(access).root);
-    await this.#microversion(access, signal);
+    await this.#identity.access(request.validForMs, signal);
+    // Even if it is known: an exchanged Cinder may know others.
+    await this.#authenticated(signal, (access) => this.#askVersions(access, signal));
     // Requests that begin together have a connection each, which is kept then. They carry the token, so that Cinder has had it checked by Keystone, too.
     await Promise.all(
       Array.from({ length: request.connections }, () =>
@@ -190,86 +189,78 @@ export class CinderClient implements Cinder {
     );
   }
 
-  /** One request, repeated only when its token was refused. */
-  async #call(asked: Asked, call: Call): Promise<{ access: Access; read: Read }> {
-    let access = await this.#identity.access(0, call.signal);
-    let { answer, asking } = await this.#send(asked, call, access);
-    if (answer.status === 401) {
-      access = await this.#identity.renewed(access, call.signal);
-      ({ answer, asking } = await this.#send(asked, call, access));
-    }
-    if (answer.status < 200 || answer.status > 299) {
-      if (answer.status === 406) this.#microversions.delete(apiOf(access).root);
-      throw refusal(answer, asking);
-    }
-    return { access, read: reader(answer, asking) };
-  }
-
-  async #send(asked: Asked, call: Call, access: Access): Promise<{ answer: HttpAnswer; asking: Asking }> {
+  #call(asked: Asked, call: Call): Promise<{ access: Access; read: Read }> {
     const { method, path, query = {}, body, signal } = call;
-    const { base } = apiOf(access);
-    const microversion = await this.#microversion(access, signal);
-    const url = new URL(base + path);
-    for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
-    const asking: Asking = {
-      service: 'Cinder',
-      at: url.origin,
-      asked,
-      changes: method !== 'GET',
-      secrets: [access.token],
-    };
-    try {
-      const answer = await this.#http.request({
-        method,
-        url,
-        headers: {
-          accept: 'application/json',
-          'x-auth-token': access.token.reveal(),
-          'openstack-api-version': `volume ${microversion.name}`,
-          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
-        },
-        ...(body === undefined ? {} : { body: JSON.stringify(body(microversion)) }),
-        signal,
-      });
-      return { answer, asking };
-    } catch (error) {
-      throw explained(error, asking);
-    }
+    return this.#authenticated(signal, async (access) => {
+      const { root, base } = apiOf(access);
+      const microversion = await this.#microversion(access, signal);
+      const url = new URL(base + path);
+      for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
+      const version = { 'openstack-api-version': `volume ${microversion.name}` };
+      const request: HttpRequest =
+        body === undefined
+          ? { method, url, headers: version, signal }
+          : {
+              method,
+              url,
+              headers: { ...version, 'content-type': 'application/json' },
+              body: JSON.stringify(body(microversion)),
+              signal,
+            };
+      try {
+        const { answer, asking } = await this.#request(asked, request, access);
+        return { access, read: reader(answer, asking) };
+      } catch (error) {
+        if (isCinderError(error, 'CINDER_BAD_REQUEST')) this.#microversions.delete(root);
+        throw error;
+      }
+    });
   }
 
-  /** The newest microversion that both sides know; asked for once for all who wait. */
+  /** The newest microversion that both sides know; asked for before a window, or by the first call. */
   async #microversion(access: Access, signal: AbortSignal | undefined): Promise<Microversion> {
-    const { root } = apiOf(access);
-    let asking = this.#microversions.get(root);
-    if (asking === undefined) {
-      asking = this.#askVersions(root);
-      this.#microversions.set(root, asking);
-      asking.catch(() => this.#microversions.delete(root));
-    }
-    return await untilAborted(asking, signal);
+    return this.#microversions.get(apiOf(access).root) ?? (await this.#askVersions(access, signal));
   }
 
-  async #askVersions(root: string): Promise<Microversion> {
-    const url = new URL(`${root}/`);
-    const asking: Asking = {
-      service: 'Cinder',
-      at: url.origin,
-      asked: { what: 'versions' },
-      changes: false,
-      secrets: [],
-    };
-    const answer = await this.#http
-      .request({ method: 'GET', url, headers: { accept: 'application/json' } })
-      .catch((error: unknown) => {
-        throw explained(error, asking);
-      });
-    if (answer.status < 200 || answer.status > 299) throw refusal(answer, asking);
+  async #askVersions(access: Access, signal: AbortSignal | undefined): Promise<Microversion> {
+    const { root } = apiOf(access);
+    // Unlike the address above it, this one asks for authentication.
+    const { answer, asking } = await this.#request(
+      { what: 'versions' },
+      { method: 'GET', url: new URL(`${root}/`), headers: {}, signal },
+      access,
+    );
     const { oldest, newest } = reader(answer, asking)(versions);
     const chosen = microversions.find(({ minor }) => minor <= newest);
     if (chosen === undefined || chosen.minor < oldest) {
       throw notOfTheApi(`its microversions are 3.${oldest} to 3.${newest}`, asking);
     }
+    this.#microversions.set(root, chosen);
     return chosen;
+  }
+
+  /** One request, whose answer is 2xx. */
+  async #request(asked: Asked, request: HttpRequest, access: Access): Promise<{ answer: HttpAnswer; asking: Asking }> {
+    const { url, method, headers } = request;
+    const changes = method !== 'GET';
+    const asking: Asking = { service: 'Cinder', at: url.origin, asked, changes, secrets: [access.token] };
+    const withToken = { ...headers, accept: 'application/json', 'x-auth-token': access.token.reveal() };
+    const answer = await this.#http.request({ ...request, headers: withToken }).catch((error: unknown) => {
+      throw explained(error, asking);
+    });
+    if (answer.status < 200 || answer.status > 299) throw refusal(answer, asking);
+    return { answer, asking };
+  }
+
+  /** What Cinder refuses for its token is repeated with a new one, once: it was not carried out. */
+  async #authenticated<T>(signal: AbortSignal | undefined, request: (access: Access) => Promise<T>): Promise<T> {
+    const access = await this.#identity.access(0, signal);
+    try {
+      return await request(access);
+    } catch (error) {
+      if (!isCinderError(error, 'CINDER_UNAUTHORISED')) throw error;
+    }
+    return await request(await this.#identity.renewed(access, signal));
   }
 }
 

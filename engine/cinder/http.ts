@@ -167,6 +167,7 @@ function badAnswer(message: string, cause?: unknown): HttpFailure {
 /** The promise, or the signal's reason: what is shared with others goes on without the one who leaves. */
 export function untilAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise;
+  if (signal.aborted) return Promise.reject(signal.reason);
   return new Promise<T>((resolve, reject) => {
     const abort = () => reject(signal.reason);
     signal.addEventListener('abort', abort, { once: true });

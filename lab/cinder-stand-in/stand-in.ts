@@ -227,10 +227,10 @@ export class CinderStandIn {
 
   #cinder(request: IncomingMessage, url: URL, { method, path, body }: SeenRequest): Answer {
     const projectId = /\/v3\/([^/]+)/.exec(url.pathname)?.[1];
-    if (projectId === undefined) return this.#api.versions();
     const token = String(request.headers['x-auth-token'] ?? '');
     const owner = this.keystone.ownerOf(token) ?? noauthOwner(token, this.project.id);
     if (owner === undefined) return faultOf(401, 'The request you have made requires authentication.', 'error');
+    if (projectId === undefined) return this.#api.versions();
     if (owner.projectId !== projectId) return faultOf(400, 'Malformed request url');
     try {
       return this.#api.answer({
