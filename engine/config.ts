@@ -60,6 +60,8 @@ const schema = z
         pools: z.array(z.string().min(1).max(255)).min(1).default(['volumes']),
         /** Whether an attachment of the volume must name the VM's UUID; false for managers that leave instance_uuid empty. */
         checkAttachment: z.boolean().default(true),
+        /** Whether snapshots count against the project's gigabytes; false where Cinder has `no_snapshot_gb_quota`. */
+        snapshotsCountGigabytes: z.boolean().default(true),
         /** How long an undo waits for a snapshot that is still `creating`, ms. */
         undoWaitMs: z.number().int().min(0).max(3_600_000).default(60_000),
         /** How long after its creation a snapshot in `creating` is taken for dead and may be called `error`, ms. */

@@ -3,6 +3,7 @@ import { defineSearchAttributeKey } from '@temporalio/common';
 import type { Worker } from '@temporalio/worker';
 import type { Logger } from 'pino';
 
+import type { Cloud } from './activities/deps.js';
 import { runsOf } from './activities/runs.js';
 import { createWorker } from './activities/worker.js';
 import { RunsUnavailable } from './api/runs.js';
@@ -10,6 +11,8 @@ import { type Api, buildApi } from './api/server.js';
 import { TemporalRuns } from './api/temporal-runs.js';
 import type { Catalogue } from './catalogue/catalogue.js';
 import { openCatalogue } from './catalogue/open.js';
+import { CinderClient } from './cinder/client.js';
+import { CloudError, readCloud } from './cinder/read-cloud.js';
 import { type EngineConfig, hostAndPort } from './config.js';
 import { credentialsFrom } from './hosts/credentials.js';
 import { HostPool } from './hosts/pool.js';
@@ -36,6 +39,7 @@ export class Engine {
   readonly #catalogue: Catalogue;
   readonly #hosts: HostPool;
   readonly #temporal: ConnectedClient;
+  readonly #cloud: Cloud | undefined;
   readonly #stopping = new AbortController();
   #api: Api | undefined;
   #working: Promise<void> = Promise.resolve();
@@ -54,12 +58,13 @@ export class Engine {
         { cause },
       );
     });
+    const cloud = configuredCloud(config, log);
     const catalogue = await openCatalogue(config.stateFolder);
     const hosts = await HostPool.open(catalogue, credentialsOf).catch(async (error: unknown) => {
       await catalogue.disconnect();
       throw error;
     });
-    const engine = new Engine(catalogue, hosts, lazyClient(settings), log);
+    const engine = new Engine({ catalogue, hosts, cloud, temporal: lazyClient(settings), log });
     try {
       await engine.#start(config, settings);
       return engine;
@@ -69,11 +74,18 @@ export class Engine {
     }
   }
 
-  private constructor(catalogue: Catalogue, hosts: HostPool, temporal: ConnectedClient, log: Logger) {
-    this.#catalogue = catalogue;
-    this.#hosts = hosts;
-    this.#temporal = temporal;
-    this.#log = log;
+  private constructor(parts: {
+    catalogue: Catalogue;
+    hosts: HostPool;
+    cloud: Cloud | undefined;
+    temporal: ConnectedClient;
+    log: Logger;
+  }) {
+    this.#catalogue = parts.catalogue;
+    this.#hosts = parts.hosts;
+    this.#cloud = parts.cloud;
+    this.#temporal = parts.temporal;
+    this.#log = parts.log;
   }
 
   async #start(config: EngineConfig, settings: TemporalSettings): Promise<void> {
@@ -111,7 +123,7 @@ export class Engine {
                   deps: {
                     catalogue: this.#catalogue,
                     hosts: this.#hosts,
-                    cloud: undefined,
+                    cloud: this.#cloud,
                     runs: runsOf(this.#temporal.client),
                     log: this.#log,
                     installationId,
@@ -141,8 +153,27 @@ export class Engine {
     this.#stopping.abort();
     await this.#working.catch((error: unknown) => this.#log.error({ err: error }, 'The worker failed'));
     await this.#hosts.close();
+    await this.#cloud?.cinder.close();
     await this.#temporal.connection.close();
     await this.#catalogue.disconnect();
+  }
+}
+
+/** The cloud of clouds.yaml or of the variables OS_…; none is no error: then only disks of the hosts are snapshotted. */
+function configuredCloud({ openstack }: EngineConfig, log: Logger): Cloud | undefined {
+  const { cloud: name, requestTimeoutMs, ...rules } = openstack;
+  try {
+    const settings = readCloud(name === undefined ? {} : { cloud: name });
+    if (settings === undefined) {
+      log.info('No cloud is configured: Ceph disks are left out of snapshots (docs/openstack.md).');
+      return undefined;
+    }
+    for (const warning of settings.warnings) log.warn({ cloud: settings.source }, warning);
+    log.info({ cloud: settings.source }, 'Ceph disks are snapshotted through Cinder');
+    return { cinder: new CinderClient(settings, { requestTimeoutMs }), ...rules };
+  } catch (cause) {
+    if (!(cause instanceof CloudError)) throw cause;
+    throw new EngineError(`The cloud cannot be used: ${cause.message}`, { cause });
   }
 }
 

@@ -144,7 +144,7 @@ export async function removeVolumeSnapshots(
         });
         ended.set(snapshot.id, partOf(removal, snapshot, end));
       }
-      const isAwaited = removal.mayAppear.length > 0 && performance.now() - started < cloud.requestTimeoutMs;
+      const isAwaited = removal.mayAppear.length > 0 && performance.now() - started < cloud.rpcTimeoutMs;
       if (open.length === 0 && !isAwaited) return [...ended.values()];
       if (isAwaited) {
         tell({ lookingFor: removal.mayAppear, because: 'Cinder may still carry out a request whose answer was lost' });

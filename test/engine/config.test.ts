@@ -36,6 +36,7 @@ test('an empty file means the defaults', async () => {
     openstack: {
       pools: ['volumes'],
       checkAttachment: true,
+      snapshotsCountGigabytes: true,
       undoWaitMs: 60_000,
       giveUpCreatingMs: 600_000,
       requestTimeoutMs: 30_000,
