@@ -5,7 +5,7 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs
 import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { delimiter, dirname, join } from 'node:path';
+import { delimiter, join } from 'node:path';
 
 import { cacheRoot, TemporalCache } from '@stillpoint/engine/temporal/cache.js';
 import type { Release } from '@stillpoint/engine/temporal/download.js';
@@ -185,12 +185,22 @@ describe('the download', () => {
 
 describe('the build from the Go module', () => {
   it('follows a download that failed, pinned by our go.sum, and tells how far it is', async () => {
+    // The module as Go's cache holds it.
+    const module = join(home, 'module');
+    const providers = join(module, 'wci', 'workflow', 'compute_provider');
+    await mkdir(providers, { recursive: true });
+    for (const name of ['aws_ecs.go', 'gcp_cloudrun.go', 'k8s.go', 'registry.go'])
+      await writeFile(join(providers, name), '');
+    await writeFile(join(module, 'go.mod'), 'module go.temporal.io/auto-scaled-workers\n');
     await program(
       join(bin, 'go'),
       `echo "$PWD $GOFLAGS $*" >> ${home}/asked
 case $1 in
+  mod) printf '{"Dir": "${module}"}' ;;
   list) echo "go: downloading example.org/module v1" >&2; printf 'a\\nb\\n' ;;
   build) echo "a" >&2
+    for arg; do case $arg in -modfile=*) modfile=\${arg#*=} ;; esac; done
+    PATH=/usr/bin:/bin cp -r \${modfile%/*} ${home}/built
     while [ "$1" != -o ]; do shift; done
     printf '#!/bin/sh\\n${temporalProgram}\\n' > "$2" ;;
 esac`,
@@ -201,12 +211,19 @@ esac`,
     expect(lines.join('\n')).toMatch(/Not this way: .*ECONNREFUSED[\s\S]*Building Temporal[\s\S]*Built Temporal/);
 
     const asked = (await readFile(join(home, 'asked'), 'utf8')).trim().split('\n');
-    expect(asked).toHaveLength(2);
-    for (const call of asked) {
+    expect(asked).toHaveLength(3);
+    const pinned = asked[0]?.split(' ', 1)[0] as string;
+    for (const call of asked.slice(1)) {
       expect(call).toMatch(/go-module .*-mod=readonly .*github.com\/temporalio\/cli\/cmd\/temporal$/);
-      const module = dirname(join(call.split(' ', 1)[0] as string, 'go.mod'));
-      expect(await readdir(module)).toEqual(expect.arrayContaining(['go.mod', 'go.sum']));
     }
+    const built = join(home, 'built');
+    expect(await readFile(join(built, 'go.sum'), 'utf8')).toBe(await readFile(join(pinned, 'go.sum'), 'utf8'));
+    const [pins, ...replacements] = (await readFile(join(built, 'go.mod'), 'utf8')).split('\nreplace go.temporal.io/');
+    expect(pins).toBe(await readFile(join(pinned, 'go.mod'), 'utf8'));
+    expect(replacements).toHaveLength(1);
+    const copied = join(built, 'module', 'wci', 'workflow', 'compute_provider');
+    expect(await readdir(copied)).toEqual(['registry.go']);
+    expect(await readdir(cache.folder)).toEqual(['temporal']);
   });
 
   it('gives the last lines of what Go said when it fails', async () => {
