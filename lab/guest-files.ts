@@ -23,7 +23,14 @@ mount -t tmpfs tmpfs /run
 mkdir -p /run/lock /run/lab /run/hook /run/writer /dev/virtio-ports
 mount -t vfat /dev/vda1 /boot/efi
 [ -b /dev/vdb ] && mount -t ext4 /dev/vdb /data
-[ -b /dev/vdc ] && mount -t ext4 /dev/vdc /net
+# Cinder's volumes have their own serials, the lab's other disks LAB and their name.
+for disk in /sys/block/vd[c-z]; do
+  name=\${disk##*/}
+  case $(cat $disk/serial 2>/dev/null) in
+    LABVDC) mount -t ext4 /dev/vdc /net;;
+    ?*) mkdir -p /mnt/$name; mount -t ext4 /dev/$name /mnt/$name;;
+  esac
+done
 for port in /sys/class/virtio-ports/vport*; do
   [ -e $port/name ] && name=$(cat $port/name) && [ -n "$name" ] && ln -sf ../\${port##*/} /dev/virtio-ports/$name
 done
@@ -76,14 +83,16 @@ if [ -e /run/hook/$1-fail ]; then log $1 fail; exit 3; fi
 log $1 end
 `;
 
-// The number goes to / first and to /data second, each in place and synced: whatever instant is cut, / holds the same
-// number as /data or the next one. The files that come and go make the file systems' metadata busy, so that a cut which was
+// The number goes to / first, to /data second and then to the volumes on Ceph, each in place and synced: whatever instant is
+// cut, each holds the same number as the one before it or one less, and the last at most one less than the first. The files that come and go make the file systems' metadata busy, so that a cut which was
 // not frozen can be told by fsck.
 const WRITER = `#!/bin/sh
 trap 'touch /run/writer/stopped; exit 0' TERM
 # Builtins where it can be: under TCG a process costs milliseconds of a processor that the tests need too.
 mkfifo /run/writer/never; exec 3<>/run/writer/never
 number=0
+places=
+for place in /data /mnt/*; do [ -d $place/writer ] && places="$places $place"; done
 put() {
   dd of=$1/writer/number bs=11 conv=notrunc,fsync 2>/dev/null <<END
 $text
@@ -93,11 +102,9 @@ churn() { echo $number >>$1/writer/log; echo $number >$1/writer/file$((number % 
 while :; do
   number=$((number + 1))
   text=000000000$number; while [ \${#text} -gt 10 ]; do text=\${text#0}; done
-  put ''
-  [ -d /data/writer ] && put /data
-  churn ''
-  [ -d /data/writer ] && churn /data
-  [ $((number % 2048)) = 0 ] && { : >/writer/log; [ -d /data/writer ] && : >/data/writer/log; }
+  for place in '' $places; do put $place; done
+  for place in '' $places; do churn $place; done
+  [ $((number % 2048)) = 0 ] && for place in '' $places; do : >$place/writer/log; done
   echo $number >/run/writer/number
   read -t 0.05 tick <&3
 done
@@ -106,7 +113,7 @@ done
 // Asks the kernel and not the guest agent: who writes to a frozen file system waits in percpu_rwsem_wait until it is thawed.
 // One waiting probe a file system is enough, and it is used again while it waits.
 const FROZEN = `#!/bin/sh
-for mount in / /data /net; do
+for mount in / /data /net /mnt/*; do
   grep -q " $mount " /proc/mounts || continue
   probe=/run/lab/probe$(echo $mount | tr / -)
   pid=$(cat $probe 2>/dev/null)
@@ -128,7 +135,7 @@ for name in lab-writer; do pids=$(pidof $name) && kill $pids; done
 i=0; while [ ! -e /run/writer/stopped ] && [ $i -lt 100 ]; do usleep 20000; i=$((i+1)); done
 [ -e /run/qemu-ga.pid ] && kill $(cat /run/qemu-ga.pid)
 sync
-umount /net /data /boot/efi
+umount /net /data /boot/efi /mnt/*
 mount -o remount,ro /
 poweroff -f
 `;
@@ -147,7 +154,22 @@ export const ROOT_SCRIPTS: Readonly<Record<string, string>> = {
 
 /** The folders of the guest's root file system that hold nothing at first. */
 export const ROOT_FOLDERS = [
-  ...['bin', 'sbin', 'dev', 'proc', 'sys', 'run', 'tmp', 'data', 'net', 'boot/efi', 'usr/sbin', 'usr/bin', 'writer'],
+  ...[
+    'bin',
+    'sbin',
+    'dev',
+    'proc',
+    'sys',
+    'run',
+    'tmp',
+    'data',
+    'net',
+    'boot/efi',
+    'usr/sbin',
+    'usr/bin',
+    'writer',
+    'mnt',
+  ],
   ...['etc/qemu', 'lib64', 'lib/x86_64-linux-gnu', 'var/log', 'root'],
 ] as const;
 

@@ -118,7 +118,10 @@ export class Guest {
    * @throws LabError GUEST_UNREACHABLE when they do not within `timeoutMs`.
    */
   async waitUntilThawed(timeoutMs: number): Promise<void> {
-    await this.run('for m in / /data /net; do ! grep -q " $m " /proc/mounts || echo >$m/.lab-thawed; done', timeoutMs);
+    await this.run(
+      'for m in / /data /net /mnt/*; do ! grep -q " $m " /proc/mounts || echo >$m/.lab-thawed; done',
+      timeoutMs,
+    );
   }
 
   /** Waits until the guest's kernel holds a file system frozen. @throws LabError GUEST_UNREACHABLE after `timeoutMs`. */

@@ -12,7 +12,8 @@ import { Libvirtd, type QemuUser } from './libvirtd.js';
 import { ensurePackages, VM_REQUIREMENTS } from './packages.js';
 import { endProcess, identifyProcess, isRunning, type ProcessIdentity, ProcessTable } from './processes.js';
 import type { Progress } from './programs.js';
-import { findQemus, Vm, type VmDisk } from './vm.js';
+import type { Storage } from './storage/storage.js';
+import { type CephDisks, findQemus, Vm, type VmDisk } from './vm.js';
 
 export interface LabOptions {
   /** Holds all that one run makes, under `run/`; default `${XDG_CACHE_HOME:-~/.cache}/stillpoint/lab`. */
@@ -23,7 +24,18 @@ export interface LabOptions {
   readonly qemuUser?: QemuUser;
   /** True: the lab outlives this process, until `down`; false (default): it is this process's and nobody else may use it. */
   readonly keep?: boolean;
+  /** The first VM has volumes on Ceph, from vdc on, and no network disk; default none. */
+  readonly ceph?: CephVolumes;
   readonly progress?: Progress;
+}
+
+/** Volumes of a Cinder that a VM has as disks, attached and each with an ext4 at /mnt/<target>. */
+export interface CephVolumes {
+  readonly storage: Storage;
+  /** How many, of 1 GiB. */
+  readonly volumes: number;
+  /** Whose they are; default the storage's own project. */
+  readonly projectId?: string;
 }
 
 /** What a further VM differs in from the lab's first. */
@@ -32,6 +44,8 @@ export interface ExtraVm {
   readonly name: string;
   /** Default `vda` and `vdb`; `vdc` is the network disk. A raw `vdb` is a raw file. */
   readonly disks?: readonly ('vda' | 'vdb' | 'vdc' | 'vdb-raw')[];
+  /** Further disks, behind those; default none. */
+  readonly ceph?: CephVolumes;
   /** Default true; false: the domain has no guest agent channel. */
   readonly agentChannel?: boolean;
   /** False: it is defined, and not started. Default true. */
@@ -56,7 +70,8 @@ export function defaultStateFolder(): string {
 }
 
 /**
- * The real thing on one machine: a libvirtd of its own and a QEMU guest with its agent. Ceph and Cinder will stand beside it.
+ * The real thing on one machine: a libvirtd of its own and a QEMU guest with its agent. Ceph and Cinder are a {@link Storage}, which
+ * any number of labs may use.
  *
  * @example
  * const lab = await Lab.up({ stateFolder, progress: console.log });
@@ -71,10 +86,16 @@ export class Lab {
   readonly #qemuUser: QemuUser;
   readonly #processes: ProcessTable;
   readonly #extraVms: Vm[] = [];
-  /** The VM that is always there: vda (ESP and root) and vdb (/data) in qcow2 files, vdc (/net) over NBD. */
+  /** The VM that is always there: vda (ESP and root) and vdb (/data) in qcow2 files; vdc (/net) over NBD, or volumes from vdc on. */
   readonly vm: Vm;
 
-  private constructor(stateFolder: string, image: GuestImage, acceleration: Acceleration, qemuUser: QemuUser) {
+  private constructor(
+    stateFolder: string,
+    image: GuestImage,
+    acceleration: Acceleration,
+    qemuUser: QemuUser,
+    ceph?: CephVolumes,
+  ) {
     const run = runFolder(stateFolder);
     this.stateFolder = stateFolder;
     this.acceleration = acceleration;
@@ -82,7 +103,10 @@ export class Lab {
     this.#qemuUser = qemuUser;
     this.#processes = new ProcessTable(join(run, 'processes.json'));
     this.libvirtd = new Libvirtd(join(run, 'host'), qemuUser, acceleration, this.#processes);
-    this.vm = this.#vm(FIRST_VM.name, FIRST_VM.uuid, ['vda', 'vdb', 'vdc'], true);
+    this.vm = this.#vm(FIRST_VM.name, FIRST_VM.uuid, {
+      disks: ceph === undefined ? ['vda', 'vdb', 'vdc'] : ['vda', 'vdb'],
+      ...(ceph === undefined ? {} : { ceph }),
+    });
   }
 
   /**
@@ -131,7 +155,7 @@ export class Lab {
       const acceleration = await chooseAcceleration(built, cacheFolder, progress);
       // A VM may run as a user who cannot reach the cache, and an image in use must not depend on it.
       const image = await copyToRun(built, run);
-      const lab = new Lab(stateFolder, image, acceleration, qemuUser);
+      const lab = new Lab(stateFolder, image, acceleration, qemuUser, options.ceph);
       progress('libvirtd: starting');
       await lab.libvirtd.start();
       const startedAt = performance.now();
@@ -188,9 +212,9 @@ export class Lab {
     return join(runFolder(this.stateFolder), 'images');
   }
 
-  /** The base files of the first VM's disks. */
-  get disks(): { readonly vda: string; readonly vdb: string; readonly vdc: string } {
-    return { vda: this.vm.diskPath('vda'), vdb: this.vm.diskPath('vdb'), vdc: this.vm.diskPath('vdc') };
+  /** The base files of the first VM's local disks. */
+  get disks(): { readonly vda: string; readonly vdb: string } {
+    return { vda: this.vm.diskPath('vda'), vdb: this.vm.diskPath('vdb') };
   }
 
   /** Libvirt's log from now on. */
@@ -203,7 +227,7 @@ export class Lab {
     if (!/^[a-z][a-z0-9-]{0,15}$/.test(extra.name)) {
       throw new LabError('VM_FAILED', `'${extra.name}' is no name for a lab VM: a-z, 0-9 and -, at most 16 characters`);
     }
-    const vm = this.#vm(extra.name, randomUUID(), extra.disks ?? ['vda', 'vdb'], extra.agentChannel ?? true);
+    const vm = this.#vm(extra.name, randomUUID(), extra);
     await vm.remove();
     this.#extraVms.push(vm);
     if (extra.start === false) await vm.define();
@@ -221,8 +245,11 @@ export class Lab {
 
   /** Ends every process of the lab and removes its state; the cache stays. */
   async down(progress: Progress = () => undefined): Promise<void> {
-    this.vm.guest.disconnect();
-    for (const vm of this.#extraVms) vm.guest.disconnect();
+    for (const vm of [this.vm, ...this.#extraVms]) {
+      vm.guest.disconnect();
+      // Others may go on to use the storage. One that does not answer any more has no use for its volumes.
+      if (vm.definition.ceph !== undefined) await vm.remove().catch(() => undefined);
+    }
     await Lab.down(this.stateFolder, progress);
   }
 
@@ -234,7 +261,8 @@ export class Lab {
     return [...this.#processes.list().filter(isRunning), ...qemus];
   }
 
-  #vm(name: string, uuid: string, disks: NonNullable<ExtraVm['disks']>, agentChannel: boolean): Vm {
+  #vm(name: string, uuid: string, made: Omit<ExtraVm, 'name' | 'start'>): Vm {
+    const { disks = ['vda', 'vdb'], agentChannel = true } = made;
     const run = runFolder(this.stateFolder);
     const host = {
       acceleration: this.acceleration,
@@ -262,7 +290,7 @@ export class Lab {
         source: this.#image[kind],
       };
     };
-    const definition = { name, uuid, memoryMib: 256, disks: disks.map(disk), agentChannel };
+    const definition = { name, uuid, memoryMib: 256, disks: disks.map(disk), agentChannel, ...cephDisks(made) };
     return new Vm(definition, host, this.libvirtd, this.#processes);
   }
 
@@ -275,6 +303,15 @@ export class Lab {
       owner.setup.endsWith('libvirt-qemu') ? 'libvirt-qemu' : 'root',
     );
   }
+}
+
+/** The volumes follow the other disks, and never take vdb's place. */
+function cephDisks({ disks = [], ceph }: Pick<ExtraVm, 'disks' | 'ceph'>): { ceph?: CephDisks } {
+  if (ceph === undefined) return {};
+  const { storage, volumes, projectId } = ceph;
+  const letters = disks.includes('vdc') ? 'defghijklmnopqrstuvwxyz' : 'cdefghijklmnopqrstuvwxyz';
+  const targets = [...letters.slice(0, volumes)].map((letter) => `vd${letter}`);
+  return { ceph: { storage, targets, ...(projectId === undefined ? {} : { projectId }) } };
 }
 
 const runFolder = (stateFolder: string) => join(stateFolder, 'run');

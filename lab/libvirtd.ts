@@ -150,6 +150,16 @@ export class Libvirtd {
     return (await runProgram('virsh', ['-q', '-c', uri, ...args], { timeoutMs })).stdout.trim();
   }
 
+  /** Gives it the key with which QEMU logs in to a Ceph; the secret's UUID is the Ceph's fsid: one for each. */
+  async defineCephSecret(ceph: { readonly fsid: string; readonly user: string; readonly key: string }): Promise<void> {
+    const file = join(this.#folder, `secret-${ceph.fsid}.xml`);
+    const usage = `<usage type='ceph'><name>client.${ceph.user} of ${ceph.fsid}</name></usage>`;
+    const secret = `<secret ephemeral='no' private='no'><uuid>${ceph.fsid}</uuid>${usage}</secret>`;
+    await writeFile(file, secret, { mode: 0o600 });
+    await this.virsh(['secret-define', file]);
+    await this.virsh(['secret-set-value', ceph.fsid, '--base64', ceph.key]);
+  }
+
   #signal(signal: NodeJS.Signals): void {
     const libvirtd = this.process;
     if (libvirtd === undefined || !signalProcess(libvirtd, signal)) {

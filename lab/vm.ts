@@ -10,15 +10,26 @@ import { copyImage } from './guest-image.js';
 import type { Libvirtd } from './libvirtd.js';
 import { identifyProcess, type ProcessIdentity, type ProcessTable, signalProcess } from './processes.js';
 import { runProgram } from './programs.js';
+import type { AttachedVolume } from './storage/cinder.js';
+import type { Storage } from './storage/storage.js';
 
-/** A disk of a lab VM: what lies in `source` is copied to `path` whenever the disk is made pristine. */
+/** A disk of a lab VM in a file: what lies in `source` is copied to `path` whenever the disk is made pristine. */
 export interface VmDisk {
-  readonly target: 'vda' | 'vdb' | 'vdc' | 'vdd' | 'vde';
+  readonly target: 'vda' | 'vdb' | 'vdc';
   /** `file`: local; `nbd`: the file is served by qemu-nbd, and the VM has a network disk. */
   readonly kind: 'file' | 'nbd';
   readonly format: 'qcow2' | 'raw';
   readonly path: string;
   readonly source: string;
+}
+
+/** The disks of a VM that are volumes of a Cinder, on its Ceph. They are made anew whenever the VM's disks are. */
+export interface CephDisks {
+  readonly storage: Storage;
+  /** One volume of 1 GiB for each; they follow the other disks. */
+  readonly targets: readonly string[];
+  /** Default the storage's own, which is also that of Keystone's user `member`. */
+  readonly projectId?: string;
 }
 
 /** What a VM is made of. */
@@ -27,6 +38,7 @@ export interface VmDefinition {
   readonly uuid: string;
   readonly memoryMib: number;
   readonly disks: readonly VmDisk[];
+  readonly ceph?: CephDisks;
   /** False: the VM has no guest agent channel at all. */
   readonly agentChannel: boolean;
 }
@@ -49,6 +61,7 @@ export class Vm {
   readonly #host: VmHost;
   readonly #libvirtd: Libvirtd;
   readonly #processes: ProcessTable;
+  #volumes: ReadonlyMap<string, AttachedVolume> = new Map();
 
   constructor(definition: VmDefinition, host: VmHost, libvirtd: Libvirtd, processes: ProcessTable) {
     this.definition = definition;
@@ -73,6 +86,11 @@ export class Vm {
     return disk.path;
   }
 
+  /** The ids of the Cinder volumes that it has, by target; none while it is removed. */
+  get volumes(): Readonly<Record<string, string>> {
+    return Object.fromEntries([...this.#volumes].map(([target, { id }]) => [target, id]));
+  }
+
   /** Makes the disks anew, defines the domain and starts it; returns when the guest's shell and its agent answer. */
   async create(): Promise<void> {
     await this.define();
@@ -81,7 +99,7 @@ export class Vm {
 
   /** Makes the disks anew and defines the domain, shut off. */
   async define(): Promise<void> {
-    await this.#makeDisks();
+    await Promise.all([this.#makeDisks(), this.#makeVolumes()]);
     const file = join(this.#host.logsFolder, `${this.name}.xml`);
     await writeFile(file, this.#xml());
     await this.#libvirtd.virsh(['define', file]);
@@ -117,7 +135,7 @@ export class Vm {
     await this.create();
   }
 
-  /** Removes the VM: domain, disks, overlays beside them, NBD servers. */
+  /** Removes the VM: domain, disks, overlays beside them, NBD servers, volumes with all their snapshots. */
   async remove(): Promise<void> {
     if (await this.isDefined()) {
       await this.destroy();
@@ -127,6 +145,7 @@ export class Vm {
       if (disk.kind === 'nbd') await this.#processes.end(this.#nbdName(disk));
     }
     await this.#removeDisks();
+    await this.#removeVolumes();
   }
 
   async isDefined(): Promise<boolean> {
@@ -220,6 +239,24 @@ export class Vm {
     }
   }
 
+  async #makeVolumes(): Promise<void> {
+    const { ceph } = this.definition;
+    if (ceph === undefined) return;
+    const { storage, projectId } = ceph;
+    await this.#libvirtd.defineCephSecret({ fsid: storage.fsid, user: storage.cephUser, key: storage.secretKey });
+    const made = ceph.targets.map(async (target): Promise<[string, AttachedVolume]> => {
+      const id = await storage.createVolume(`${this.name}-${target}`, projectId);
+      return [target, await storage.attachVolume(id, this.uuid, `/dev/${target}`, projectId)];
+    });
+    this.#volumes = new Map(await Promise.all(made));
+  }
+
+  async #removeVolumes(): Promise<void> {
+    const volumes = [...this.#volumes.values()];
+    this.#volumes = new Map();
+    await Promise.all(volumes.map((volume) => this.definition.ceph?.storage.removeVolume(volume)));
+  }
+
   async #startNbd(disk: VmDisk): Promise<void> {
     if (this.#processes.find(this.#nbdName(disk)) !== undefined) return;
     const socket = this.#nbdSocket(disk);
@@ -271,7 +308,7 @@ export class Vm {
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-${vm.disks.map((disk) => this.#diskXml(disk)).join('\n')}
+${[...vm.disks.map((disk) => this.#diskXml(disk)), ...this.#volumesXml()].join('\n')}
     <controller type='virtio-serial' index='0'/>
     <controller type='usb' model='none'/>
 ${vm.agentChannel ? "    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n" : ''}\
@@ -291,6 +328,20 @@ ${relabel ? '' : "  <seclabel type='none'/>\n"}</domain>
     }
     const source = `<source protocol='nbd' name='${disk.target}'><host transport='unix' socket='${this.#nbdSocket(disk)}'/></source>`;
     return `    <disk type='network' device='disk'><driver name='qemu' type='raw'/>${source}${target}</disk>`;
+  }
+
+  /** As Nova and oVirt write them: the serial is the volume's id. */
+  #volumesXml(): string[] {
+    const { ceph } = this.definition;
+    if (ceph === undefined) return [];
+    const { storage } = ceph;
+    const hosts = storage.monitors.map(({ host, port }) => `<host name='${host}' port='${port}'/>`).join('');
+    const auth = `<auth username='${storage.cephUser}'><secret type='ceph' uuid='${storage.fsid}'/></auth>`;
+    return [...this.#volumes].map(([target, { id }]) => {
+      const source = `<source protocol='rbd' name='${storage.pool}/volume-${id}'>${hosts}</source>${auth}`;
+      const place = `<target dev='${target}' bus='virtio'/><serial>${id}</serial>`;
+      return `    <disk type='network' device='disk'><driver name='qemu' type='raw' cache='writeback' discard='unmap'/>${source}${place}</disk>`;
+    });
   }
 }
 

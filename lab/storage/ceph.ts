@@ -65,7 +65,7 @@ export class Ceph {
       mgr: daemon('mgr', 'x', async () => (await this.#ceph<{ available: boolean }>(['mgr', 'stat'])).available),
       // That it is up is the monitor's belief; that it serves is seen when it reads.
       osd: daemon('osd', '0', async () => {
-        await this.rbd(['ls', POOL], 5_000);
+        await this.rbd(['ls', POOL], 3_000);
         return true;
       }),
     };

@@ -153,9 +153,14 @@ export class Cinder {
     return { id: volumeId, projectId, attachmentId: id };
   }
 
-  async detach({ projectId, id, attachmentId }: AttachedVolume): Promise<void> {
-    const { status } = await this.request('DELETE', projectId, `/attachments/${attachmentId}`);
-    if (status !== 200 && status !== 404) {
+  /**
+   * Takes a volume from its VM, as an administrator does by force: to delete an attachment with an instance Cinder first asks a
+   * Nova whether that one agrees (CVE-2023-2088), and there is none.
+   */
+  async detach({ projectId, id }: AttachedVolume): Promise<void> {
+    const free = { 'os-reset_status': { status: 'available', attach_status: 'detached' } };
+    const { status } = await this.request('POST', projectId, `/volumes/${id}/action`, free);
+    if (status !== 202 && status !== 404) {
       throw new LabError('STORAGE_FAILED', `Volume ${id} was not detached: Cinder answered ${status}`);
     }
   }
