@@ -17,6 +17,7 @@ import {
   type Call,
   fails,
   heldVerdict,
+  localOnly,
   lostVerdict,
   noSignOfLife,
   planOf,
@@ -97,6 +98,10 @@ async function causeOf(run: Run): Promise<unknown> {
   return error instanceof WorkflowFailedError ? error.cause : error;
 }
 
+function requestsOf(run: Run, name: Call['name']): Call['request'][] {
+  return run.calls.filter((call) => call.name === name).map((call) => call.request);
+}
+
 /** True of every run, however it ended. */
 function endsAsItMust({ names, calls }: Run): void {
   const of = (name: string) => names().filter((called) => called === name).length;
@@ -121,6 +126,7 @@ describe('snapshotVm', () => {
       'prepare',
       'freezeFileSystems',
       'snapshotLocalDisks',
+      'snapshotVolume',
       'thawFileSystems',
       'giveBackWindowSlot',
       'recordSnapshot',
@@ -146,17 +152,28 @@ describe('snapshotVm', () => {
           event.activityTaskScheduledEventAttributes?.activityType?.name ??
           (event.activityTaskCompletedEventAttributes ? 'answered' : `event ${event.eventType}`),
       );
-    expect(inside).toEqual(['freezeFileSystems', 'answered', 'snapshotLocalDisks', 'answered', 'thawFileSystems']);
+    expect(inside).toEqual([
+      'freezeFileSystems',
+      'answered',
+      'snapshotLocalDisks',
+      'snapshotVolume',
+      'answered',
+      'answered',
+      'thawFileSystems',
+    ]);
   });
 
-  it('never freezes under skip, closes the window and records what one transaction is worth', async () => {
+  it.each([
+    ['an instant of their own to disks on several storages', {}, 'per-disk'],
+    ['what one transaction is worth to the disks of the host', localOnly, 'crash'],
+  ])('never freezes under skip, closes the window and records %s', async (_, script, grade) => {
     const run = await start(
-      { thawFileSystems: async ({ window }) => lostVerdict(window, 'NEVER_FROZEN') },
+      { ...script, thawFileSystems: async ({ window }) => lostVerdict(window, 'NEVER_FROZEN') },
       { quiesce: 'skip' },
     );
-    expect(await recorded(run)).toMatchObject({ grade: 'crash', quiesce: 'skip' });
+    expect(await recorded(run)).toMatchObject({ grade, quiesce: 'skip' });
     expect(run.names()).not.toContain('freezeFileSystems');
-    expect(run.calls.find((call) => call.name === 'snapshotLocalDisks')?.request.frozen).toBe(false);
+    expect(requestsOf(run, 'snapshotLocalDisks')).toMatchObject([{ frozen: false, quiesce: 'skip' }]);
     expect(run.names().indexOf('thawFileSystems')).toBeGreaterThan(run.names().indexOf('snapshotLocalDisks'));
   });
 
@@ -229,7 +246,7 @@ describe('a freeze that fails', () => {
   it('goes on in an unfrozen window under best-effort, once the first is taken back', async () => {
     const run = await start(noAgent, { quiesce: 'best-effort' });
     const result = await recorded(run);
-    expect(result).toMatchObject({ grade: 'crash', quiesce: 'best-effort' });
+    expect(result).toMatchObject({ grade: 'per-disk', quiesce: 'best-effort' });
     expect(result.why).toContain('The guest agent of web-1 is not connected');
     const prepared = run.calls.filter((call) => call.name === 'prepare').map((call) => call.request);
     expect(prepared.map(({ window, quiesce }) => [window, quiesce])).toEqual([
@@ -277,7 +294,7 @@ describe('the verdict', () => {
       { thawFileSystems: async ({ window }) => lostVerdict(window, 'LIMIT') },
       { quiesce: 'best-effort' },
     );
-    expect(await recorded(run)).toMatchObject({ grade: 'crash' });
+    expect(await recorded(run)).toMatchObject({ grade: 'per-disk' });
   });
 
   it('undoes a lost freeze under best-effort when a cut is missing', async () => {
@@ -409,7 +426,7 @@ describe('a second window', () => {
       },
       { quiesce: 'best-effort' },
     );
-    expect(await recorded(run)).toMatchObject({ grade: 'crash', window: { id: `${run.input.snapshotId}.3` } });
+    expect(await recorded(run)).toMatchObject({ grade: 'per-disk', window: { id: `${run.input.snapshotId}.3` } });
   });
 });
 
@@ -618,10 +635,12 @@ describe('the reader of the Temporal UI', () => {
     await recorded(run);
     const { events } = await run.handle.fetchHistory();
     const scheduled = (events ?? []).filter((event) => event.activityTaskScheduledEventAttributes);
-    expect(scheduled).toHaveLength(9);
+    expect(scheduled).toHaveLength(10);
     expect(scheduled.filter((event) => !event.userMetadata?.summary)).toEqual([]);
     const metadata = (await run.handle.query('__temporal_workflow_metadata')) as { currentDetails: string };
-    expect(metadata.currentDetails).toContain('| vdc | left out: a network disk |');
+    expect(metadata.currentDetails).toContain('| vda | on the host |');
+    expect(metadata.currentDetails).toContain('| vdc | Cinder volume 5f0d9a1e-7c3b-4e0a-9b57-0b7d9c1e2a33 |');
+    expect(metadata.currentDetails).toContain('| vdd | left out: a network disk |');
     expect(metadata.currentDetails).toMatch(/\| thaw file systems \| \d\d:\d\d:\d\d\.\d{3} \| \d+(\.\d)? ms \|/);
     expect(metadata.currentDetails).toContain('**Grade: filesystem** (partial). 3 file systems stayed frozen');
   });
