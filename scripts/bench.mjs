@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
-prepare();
+await prepare({ temporal: true });
 const { status } = spawnSync(
   process.execPath,
   [path.join(root, 'bench', 'dist', 'window.js'), ...process.argv.slice(2)],

@@ -4,7 +4,7 @@ import path from 'node:path';
 import { prepare, root } from './prepare.mjs';
 
 const started = Date.now();
-prepare();
+await prepare({ temporal: true });
 const child = spawn(process.execPath, [path.join(root, 'lab', 'dist', 'demo', 'main.js'), ...process.argv.slice(2)], {
   stdio: 'inherit',
   env: { ...process.env, STILLPOINT_DEMO_STARTED: String(started) },

@@ -39,11 +39,11 @@ if (unknown.length > 0) {
 const started = Date.now();
 const reports = mkdtempSync(path.join(tmpdir(), 'stillpoint-tests-'));
 const rows = [];
-prepare();
+await prepare({ temporal: asked.length === 0 || asked.some((name) => name === 'temporal' || name === 'lab') });
 for (const suite of suites) {
   if (asked.length > 0 && !asked.includes(suite.name)) continue;
   if (suite.cannot) rows.push({ ...suite, result: `did not run: ${suite.cannot}`, passed: 0, failed: 0, skipped: 1 });
-  else if (suite.name === 'lint') rows.push(lint(suite));
+  else if (suite.name === 'lint') rows.push(await lint(suite));
   else rows.push(vitest(suite));
 }
 rmSync(reports, { recursive: true, force: true });
@@ -54,9 +54,9 @@ for (const row of rows) process.stdout.write(`  ${row.name.padEnd(9)} ${row.resu
 process.stdout.write(`\n${total('passed')} passed, ${total('failed')} failed, ${total('skipped')} skipped\n`);
 process.exit(total('failed') > 0 ? 1 : 0);
 
-function lint(suite) {
+async function lint(suite) {
   const start = Date.now();
-  step('linting', 'npm', ['run', '--silent', 'lint']);
+  await step('linting', 'npm', ['run', '--silent', 'lint']);
   return { ...suite, result: `clean, ${seconds(start)}`, passed: 1, failed: 0, skipped: 0 };
 }
 
