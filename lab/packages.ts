@@ -1,4 +1,5 @@
 import { existsSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LabError } from './errors.js';
 import { type Progress, runProgram } from './programs.js';
@@ -42,6 +43,8 @@ export const STORAGE_REQUIREMENTS: readonly Requirement[] = [
   { package: 'mariadb-server-core', anyOf: program('mariadbd') },
   { package: 'mariadb-client-core', anyOf: program('mariadb') },
   { package: 'rabbitmq-server', anyOf: ['/usr/lib/rabbitmq/bin/rabbitmq-server'] },
+  // Without `ip` the configuration of cinder-common fails on a machine whose own name does not resolve.
+  { package: 'iproute2', anyOf: program('ip') },
   { package: 'cinder-api', anyOf: program('cinder-api') },
   { package: 'cinder-scheduler', anyOf: program('cinder-scheduler') },
   { package: 'cinder-volume', anyOf: program('cinder-volume') },
@@ -56,9 +59,10 @@ export function missingPackages(requirements: readonly Requirement[]): string[] 
   return requirements.filter(({ anyOf }) => !anyOf.some((file) => existsSync(file))).map((entry) => entry.package);
 }
 
-const APT_ENVIRONMENT = { DEBIAN_FRONTEND: 'noninteractive' };
-// Without limits apt waits minutes for a mirror that does not answer.
-const APT_OPTIONS = ['-o', 'Acquire::Retries=2', '-o', 'Acquire::http::Timeout=20', '-o', 'DPkg::Lock::Timeout=120'];
+// SYSTEMD_OFFLINE: the lab starts its own daemons; the packages' services would take their ports and memory.
+const APT_ENVIRONMENT = { DEBIAN_FRONTEND: 'noninteractive', SYSTEMD_OFFLINE: '1' };
+// Without limits apt waits minutes for a mirror that does not answer. Another apt may be at work for long, ours among them.
+const APT_OPTIONS = ['-o', 'Acquire::Retries=2', '-o', 'Acquire::http::Timeout=20', '-o', 'DPkg::Lock::Timeout=600'];
 
 /**
  * Installs what the host lacks; asks no package source when it lacks nothing.
@@ -67,7 +71,7 @@ const APT_OPTIONS = ['-o', 'Acquire::Retries=2', '-o', 'Acquire::http::Timeout=2
  *   installation fails; the text has the command to run.
  */
 export async function ensurePackages(requirements: readonly Requirement[], progress: Progress): Promise<void> {
-  const missing = missingPackages(requirements);
+  const missing = [...new Set(missingPackages(requirements))];
   if (missing.length === 0) {
     progress('packages: all present');
     return;
@@ -81,13 +85,17 @@ export async function ensurePackages(requirements: readonly Requirement[], progr
     );
   }
   progress(`packages: installing ${missing.join(' ')}`);
+  const startedAt = performance.now();
+  const { onLine, end } = followInstallation(progress);
   const install = () =>
     runProgram('apt-get', [...APT_OPTIONS, 'install', '-y', '--no-install-recommends', ...missing], {
       env: APT_ENVIRONMENT,
-      timeoutMs: 600_000,
-      onLine: (line) => progress(`  ${line}`),
+      timeoutMs: 1_200_000,
+      onLine,
     });
   try {
+    // A fresh machine has no lists: apt would know none of the packages.
+    if (!(await hasPackageLists())) await updatePackageLists(progress);
     await install().catch(async () => {
       await updatePackageLists(progress);
       await install();
@@ -96,7 +104,10 @@ export async function ensurePackages(requirements: readonly Requirement[], progr
     throw new LabError('PACKAGES_MISSING', `The packages could not be installed; try: apt-get update && ${command}`, {
       cause: error,
     });
+  } finally {
+    end();
   }
+  progress(`packages: installed in ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
   const left = missingPackages(requirements);
   if (left.length > 0) {
     throw new LabError(
@@ -106,14 +117,34 @@ export async function ensurePackages(requirements: readonly Requirement[], progr
   }
 }
 
+async function hasPackageLists(): Promise<boolean> {
+  const names = await readdir('/var/lib/apt/lists').catch(() => []);
+  return names.some((name) => /_Packages(\.\w+)?$/.test(name));
+}
+
+/** Apt says hundreds of lines, and nothing for long: instead every few seconds how far it is. */
+function followInstallation(progress: Progress, everyMs = 5000): { onLine: Progress; end: () => void } {
+  const done = { fetched: 0, unpacked: 0, configured: 0 };
+  let total = '';
+  const ticker = setInterval(() => {
+    if (total === '') return;
+    progress(
+      `packages: ${total} to install, ${done.fetched} fetched, ${done.unpacked} unpacked, ${done.configured} configured`,
+    );
+  }, everyMs);
+  const onLine = (line: string) => {
+    total = line.match(/ (\d+) newly installed/)?.[1] ?? total;
+    if (line.startsWith('Get:')) done.fetched += 1;
+    else if (line.startsWith('Unpacking ')) done.unpacked += 1;
+    else if (line.startsWith('Setting up ')) done.configured += 1;
+  };
+  return { onLine, end: () => clearInterval(ticker) };
+}
+
 /** Fetches the lists of the package sources; needs root and a network. */
 export async function updatePackageLists(progress: Progress): Promise<void> {
   progress('packages: the lists are old or absent, apt-get update');
-  await runProgram('apt-get', [...APT_OPTIONS, 'update'], {
-    env: APT_ENVIRONMENT,
-    timeoutMs: 300_000,
-    onLine: (line) => progress(`  ${line}`),
-  });
+  await runProgram('apt-get', [...APT_OPTIONS, 'update'], { env: APT_ENVIRONMENT, timeoutMs: 300_000 });
 }
 
 /** The packages that `names` depend on, themselves included, as far as `follow` agrees. */
@@ -156,7 +187,6 @@ export async function downloadPackages(names: readonly string[], folder: string,
     runProgram('apt-get', [...APT_OPTIONS, '-o', 'APT::Sandbox::User=root', 'download', ...names], {
       cwd: folder,
       timeoutMs: 300_000,
-      onLine: (line) => progress(`  ${line}`),
     });
   try {
     await download().catch(async () => {

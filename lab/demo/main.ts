@@ -53,6 +53,8 @@ try {
   if (!stopping) {
     const code = error instanceof Error && 'code' in error ? `${String(error.code)}: ` : '';
     process.stderr.write(`\nThe demo failed. ${code}${error instanceof Error ? error.message : String(error)}\n`);
+    // What a program said last, apt for one, is in the cause.
+    if (error instanceof Error && error.cause instanceof Error) process.stderr.write(`${error.cause.message}\n`);
     stopping = true;
     await end(1);
   }
