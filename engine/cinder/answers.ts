@@ -11,10 +11,13 @@ const shortText = z.string().max(4096);
 const textOrNone = shortText.nullish().transform((text) => text ?? '');
 const whole = z.number().int();
 
-/** Cinder's times are UTC and say so nowhere. */
-const time = shortText
-  .nullish()
-  .transform((text) => (text == null ? '' : /(?:Z|[+-]\d\d:?\d\d)$/.test(text) ? text : `${text}Z`));
+/** Cinder's times are UTC without saying so; the answer to a creation has microseconds, every later one whole seconds. */
+const time = shortText.transform((text, context) => {
+  const at = Date.parse(/(?:Z|[+-]\d\d:?\d\d)$/.test(text) ? text : `${text}Z`);
+  if (!Number.isNaN(at)) return new Date(Math.floor(at / 1000) * 1000).toISOString().replace('.000', '');
+  context.addIssue({ code: 'custom', message: 'no time' });
+  return z.NEVER;
+});
 
 const snapshot = z
   .object({

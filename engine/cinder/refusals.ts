@@ -149,7 +149,10 @@ export function refusal(answer: HttpAnswer, asking: Asking): CinderError {
         },
       );
     }
-    if (asked.what.endsWith('of the snapshot') && (status === 409 || said.message.startsWith('Invalid snapshot'))) {
+    if (
+      asked.what.endsWith('of the snapshot') &&
+      (status === 409 || /^Invalid snapshot|not allowed for update_snapshot_status/.test(said.message))
+    ) {
       return error(
         'VOLUME_SNAPSHOT_BUSY',
         `The volume snapshot ${asked.id} is in a state that does not allow this, or something depends on it`,

@@ -90,6 +90,8 @@ export class CinderApi {
     const { snapshot: asked } = valid(newSnapshot, body);
     if (asked.force === false && minor >= 66)
       throw new Refused(400, "Invalid input received: Invalid value for 'force'.");
+    // An administrator may even take those of others.
+    this.#volumeOf(asked.volume_id, owner);
     const created = this.#volumes.create({
       projectId: owner.projectId,
       volumeId: asked.volume_id,
@@ -98,7 +100,12 @@ export class CinderApi {
       metadata: asked.metadata ?? {},
       inUse: minor >= 66 || asked.force === true,
     });
-    return { status: 202, body: { snapshot: shownSnapshot(created) } };
+    return {
+      status: 202,
+      body: {
+        snapshot: { ...shownSnapshot(created), created_at: created.createdAt.toISOString().replace('Z', '789') },
+      },
+    };
   }
 
   #list({ query, owner, base }: ApiRequest, minor: number): Answer {
@@ -214,7 +221,6 @@ const kinds: Partial<Record<number, string>> = {
   400: 'badRequest',
   403: 'forbidden',
   404: 'itemNotFound',
-  406: 'notAcceptable',
   409: 'conflictingRequest',
   413: 'overLimit',
 };
@@ -242,8 +248,8 @@ function shownSnapshot(snapshot: StandInSnapshot): object {
     description: snapshot.description,
     status: snapshot.status,
     size: snapshot.sizeGiB,
-    // UTC, without saying so.
-    created_at: snapshot.createdAt.toISOString().replace('Z', '000'),
+    // UTC, without saying so, in whole seconds.
+    created_at: snapshot.createdAt.toISOString().replace(/\d\d\dZ$/, '000000'),
     updated_at: null,
     metadata: snapshot.metadata,
     'os-extended-snapshot-attributes:project_id': snapshot.projectId,

@@ -146,12 +146,15 @@ export class Volumes {
   }): StandInSnapshot {
     const { projectId, volumeId, name, description, metadata } = request;
     const volume = this.volume(volumeId);
-    if (volume.projectId !== projectId) throw new Refused(404, `Volume ${volumeId} could not be found.`);
+    if (volume.status === 'error' || volume.status === 'maintenance') {
+      const state = volume.status === 'error' ? 'error status' : 'maintenance mode';
+      throw new Refused(400, `Invalid volume: The snapshot cannot be created when the volume is in ${state}.`);
+    }
     const allowed = request.inUse ? ['available', 'in-use'] : ['available'];
     if (!allowed.includes(volume.status)) {
       throw new Refused(
         400,
-        `Invalid volume: Volume ${volumeId} status must be ${allowed.join(' or ')}, but current status is: ${volume.status}.`,
+        `Invalid volume: Volume ${volumeId} status must be ${allowed.join(', ')}, but current status is: ${volume.status}.`,
       );
     }
     const used = this.used(projectId);
@@ -211,7 +214,7 @@ export class Volumes {
     if (!['available', 'error', 'error_deleting'].includes(snapshot.status)) {
       throw new Refused(
         400,
-        'Invalid snapshot: Snapshot status must be available or error, and must not be part of a group.',
+        'Invalid snapshot: Snapshot status must be available or error and must not be part of a group.',
       );
     }
     snapshot.status = 'deleting';
@@ -224,10 +227,7 @@ export class Volumes {
   updateStatus(id: string, status: string): void {
     const snapshot = this.snapshot(id);
     if (snapshot.status !== 'creating') {
-      throw new Refused(
-        400,
-        `Invalid snapshot: Snapshot status ${snapshot.status} not allowed for update_snapshot_status.`,
-      );
+      throw new Refused(400, `Snapshot status ${snapshot.status} not allowed for update_snapshot_status`);
     }
     snapshot.status = status;
   }

@@ -15,6 +15,7 @@ async function standIn(as: string | { noauth: true }, options: CinderStandInOpti
   const { volumes } = standIn;
   return {
     cinder,
+    asAdministrator: typeof as !== 'string',
     makeVolume: async (attachment?: { instance: string; device: string }) => standIn.addVolume(attachment),
     makeStrangersVolume: async () => volumes.add({ projectId: randomUUID().replaceAll('-', '') }).id,
     setVolumeStatus: async (id: string, status: string) => {
