@@ -5,6 +5,7 @@ import { Problem, problemSchema } from './problems.js';
 import type { Runs } from './runs.js';
 import { noQuery } from './schemas.js';
 import type { Api } from './server.js';
+import { within } from './within.js';
 
 const ok = z.object({ status: z.literal('ok') });
 
@@ -40,12 +41,4 @@ export function addHealthRoutes(
       return { status: 'ok' as const };
     },
   );
-}
-
-async function within(timeoutMs: number, answer: Promise<void>): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
-  const tooLong = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`no answer within ${timeoutMs} ms`)), timeoutMs);
-  });
-  await Promise.race([answer, tooLong]).finally(() => clearTimeout(timer));
 }

@@ -176,7 +176,10 @@ export type SnapshotView = z.infer<typeof snapshotView>;
 
 export const snapshotsAnswer = z.object({
   snapshots: z.array(snapshotView),
-  next: z.string().nullable().describe('Cursor of the next page'),
+  next: z
+    .string()
+    .nullable()
+    .describe('Cursor of the next page; a page by state may be short, or empty, before the last'),
 });
 
 export const acceptedAnswer = z

@@ -6,8 +6,9 @@ import type { FastifyBaseLogger } from 'fastify';
 import type { Catalogue, SnapshotRow, SnapshotState } from '../catalogue/catalogue.js';
 import type { SnapshotRequest } from '../contract/snapshot-input.js';
 import { Problem } from './problems.js';
-import type { Run, RunFacts, Runs } from './runs.js';
+import { type Run, type RunFacts, type Runs, RunsUnavailable } from './runs.js';
 import type { SnapshotView } from './schemas.js';
+import { NoAnswerInTime, within } from './within.js';
 
 export interface SnapshotDeskTimes {
   /** How long a run may take to answer the query of its progress, ms. */
@@ -26,7 +27,9 @@ interface Followed {
 /** Of a step that runs longer than this, people want to know why, ms. */
 const longStepMs = 2_000;
 
-const inFlight: SnapshotState[] = ['accepted', 'running', 'recording', 'undoing', 'deleting'];
+/** Some run has taken the row over and has not written its end. */
+const inARun: SnapshotState[] = ['running', 'recording', 'undoing', 'deleting'];
+const inFlight: SnapshotState[] = ['accepted', ...inARun];
 
 /**
  * Snapshots as the API's users see them: the catalogue's row, and while its run goes on what the run itself says. A followed run is never looked up in
@@ -91,22 +94,26 @@ export class SnapshotDesk {
     const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
     if ('run' in followed) {
       const progress = await this.#runs.progress(followed.run, this.#times.progressTimeoutMs);
-      if (progress !== undefined && progress.state !== 'done') {
-        return viewOf(followed.row, { ...followed, progress: await this.#withWait(followed.run, progress) });
-      }
-      if (progress === undefined && (await this.#isOpen(followed.run)))
-        return viewOf(followed.row, { ...followed, progress });
+      const live = await this.#ifOpen(followed.run, progress);
+      if (live !== undefined) return viewOf(followed.row, { ...followed, progress: live.progress });
       return this.#withSteps(await this.#viewOfEnded(snapshotId, followed));
     }
     return this.#withSteps(viewOf(followed));
   }
 
-  /** A step that is repeated, or waits, is known to Temporal and not to the run. Steps of a window are too short for the question. */
-  async #withWait(run: Run, progress: Progress): Promise<Progress> {
-    const step = progress.steps.at(-1);
-    if (progress.waiting !== undefined || step === undefined || step.ms !== undefined) return progress;
-    if (Date.now() - Date.parse(step.startedAt) < longStepMs) return progress;
-    return { ...progress, waiting: (await this.#runs.describe(run))?.waiting };
+  /**
+   * What an open run tells, or undefined: it is over. A terminated run tells its last words for ever, and a step that is repeated, or waits, is known to
+   * Temporal and not to the run: so Temporal is asked where nothing has happened for a while. Steps of a window are too short for the question.
+   */
+  async #ifOpen(run: Run, progress: Progress | undefined): Promise<{ progress: Progress | undefined } | undefined> {
+    if (progress?.state === 'done') return undefined;
+    const step = progress?.steps.at(-1);
+    if (step !== undefined && Date.now() - Date.parse(step.startedAt) - (step.ms ?? 0) < longStepMs)
+      return { progress };
+    const facts = await this.#runs.describe(run);
+    if (facts?.isOpen !== true) return undefined;
+    const isWaiting = progress !== undefined && progress.waiting === undefined && step?.ms === undefined;
+    return { progress: isWaiting ? { ...progress, waiting: facts.waiting } : progress };
   }
 
   /** The steps of a run that is over, for as long as Temporal keeps it and a worker can tell; how long each took is what people ask afterwards. */
@@ -127,8 +134,30 @@ export class SnapshotDesk {
     return this.view(snapshotId);
   }
 
-  async list(query: Parameters<Catalogue['listSnapshots']>[0]): Promise<SnapshotView[]> {
-    return (await this.#catalogue.listSnapshots(query)).map((row) => viewOf(row));
+  /**
+   * A page of at most `limit` snapshots, newest first; `next` is the last id that was looked at, where more follow. Rows whose run is over without a word
+   * are what the single view says they are: a page by state may be short, then.
+   */
+  async list(
+    query: Omit<Parameters<Catalogue['listSnapshots']>[0], 'states'> & { state?: SnapshotState },
+  ): Promise<{ snapshots: SnapshotView[]; next: string | undefined }> {
+    const { state, limit, ...of } = query;
+    const states = state === 'cleanup-pending' ? [state, ...inARun] : state && [state];
+    const found = await this.#catalogue.listSnapshots({ ...of, limit: limit + 1, ...(states && { states }) });
+    const page = found.slice(0, limit);
+    const rows = await Promise.all(
+      page.map((row) =>
+        within(this.#times.progressTimeoutMs, this.#asItIs(row)).catch((error: unknown) => {
+          // Then the list says what is written.
+          if (error instanceof RunsUnavailable || error instanceof NoAnswerInTime) return row;
+          throw error;
+        }),
+      ),
+    );
+    return {
+      snapshots: rows.filter((row) => state === undefined || row.state === state).map((row) => viewOf(row)),
+      next: found.length > limit ? page.at(-1)?.snapshotId : undefined,
+    };
   }
 
   /**
@@ -150,21 +179,25 @@ export class SnapshotDesk {
         { state: row.state },
       );
     }
-    if (row.host === undefined) {
-      throw new Problem(
-        'SNAPSHOT_STATE',
-        `The snapshot ${snapshotId} is ${row.state}: it was never begun on a host, and there is nothing to delete.`,
-        { state: row.state },
-      );
-    }
-    const started = await this.#runs.startDelete(
-      { vm: row.vm, snapshotId },
-      { vmName: row.vmName, snapshotName: row.name ?? snapshotId },
+    return this.#startDeletion(row);
+  }
+
+  /**
+   * Finishes what is pending of a snapshot: its deletion, of one that has nothing else to lose.
+   *
+   * @throws Problem SNAPSHOT_NOT_FOUND, SNAPSHOT_STATE of any that is not cleanup-pending, VM_BUSY, TEMPORAL_UNAVAILABLE
+   */
+  async cleanUp(snapshotId: string): Promise<SnapshotRow> {
+    const row = await this.#asItIs(await this.#row(snapshotId));
+    if (row.state === 'cleanup-pending') return this.#startDeletion(row);
+    const { state } = row;
+    throw new Problem(
+      'SNAPSHOT_STATE',
+      inFlight.includes(state)
+        ? `The snapshot ${snapshotId} is ${state}: its run goes on. Follow it: stillpoint snapshot show ${snapshotId} --wait.`
+        : `The snapshot ${snapshotId} is ${state}: nothing of it is pending.${state === 'complete' ? ' To delete it: stillpoint snapshot delete.' : ''}`,
+      { state },
     );
-    if ('busy' in started) throw busy({ uuid: row.vm, name: row.vmName }, started.busy);
-    if ('unknown' in started) throw startUnknown(snapshotId, started.unknown);
-    this.#followed.set(snapshotId, { run: started.started, kind: 'delete', row: { ...row, state: 'deleting' } });
-    return row;
   }
 
   /** @throws Problem SNAPSHOT_NOT_FOUND, SNAPSHOT_STATE when no run of it goes on */
@@ -185,7 +218,7 @@ export class SnapshotDesk {
     for (const [snapshotId, followed] of this.#followed) {
       if (!(await this.#isOpen(followed.run))) await this.#viewOfEnded(snapshotId, followed);
     }
-    const rows = await this.#catalogue.listSnapshots({ state: 'accepted', limit: 200 });
+    const rows = await this.#catalogue.listSnapshots({ states: ['accepted'], limit: 200 });
     for (const row of rows) {
       if (Date.now() - Date.parse(row.createdAt) < this.#times.acceptedLimitMs) continue;
       const run = await this.#runs.latest(row.vm);
@@ -199,6 +232,24 @@ export class SnapshotDesk {
         await this.#closeRefused(row, run);
       }
     }
+  }
+
+  async #startDeletion(row: SnapshotRow): Promise<SnapshotRow> {
+    if (row.host === undefined) {
+      throw new Problem(
+        'SNAPSHOT_STATE',
+        `The snapshot ${row.snapshotId} is ${row.state}: it was never begun on a host, and there is nothing to delete.`,
+        { state: row.state },
+      );
+    }
+    const started = await this.#runs.startDelete(
+      { vm: row.vm, snapshotId: row.snapshotId },
+      { vmName: row.vmName, snapshotName: row.name ?? row.snapshotId },
+    );
+    if ('busy' in started) throw busy({ uuid: row.vm, name: row.vmName }, started.busy);
+    if ('unknown' in started) throw startUnknown(row.snapshotId, started.unknown);
+    this.#followed.set(row.snapshotId, { run: started.started, kind: 'delete', row: { ...row, state: 'deleting' } });
+    return row;
   }
 
   async #row(snapshotId: string): Promise<SnapshotRow> {
@@ -227,6 +278,17 @@ export class SnapshotDesk {
     if (!run.isOpen) return followed;
     this.#followed.set(snapshotId, followed);
     return followed;
+  }
+
+  /** The row, as it was read or, where its run is over, as that has left it. */
+  async #asItIs(row: SnapshotRow): Promise<SnapshotRow> {
+    if (!inARun.includes(row.state)) return row;
+    const facts = await this.#runOf(row, row.state === 'deleting' ? 'delete' : 'snapshot');
+    if (facts?.isOpen === true) return row;
+    // The run may have written its end since the row was read, and then ended.
+    const now = await this.#row(row.snapshotId);
+    const isOfTheSame = now.runId === row.runId && now.deletingRunId === row.deletingRunId;
+    return isOfTheSame && inARun.includes(now.state) ? leftBy(now, facts) : now;
   }
 
   async #runOf(row: SnapshotRow, kind: Followed['kind']): Promise<RunFacts | undefined> {
@@ -269,7 +331,7 @@ export class SnapshotDesk {
 
 /** A row whose run is over and did not live to write its end: nothing happens to it by itself any more. */
 function leftBy(row: SnapshotRow, run: RunFacts | undefined): SnapshotRow {
-  const pending = 'What its run made is taken back when this snapshot is deleted, or by the next snapshot of this VM.';
+  const pending = `What its run made is taken back by stillpoint snapshot cleanup ${row.snapshotId}, or by the next snapshot of this VM.`;
   return {
     ...row,
     state: 'cleanup-pending',
@@ -283,7 +345,7 @@ function endedWithoutAWord(run: RunFacts | undefined): { code: string; text: str
     code: 'RUN_ENDED',
     text:
       `The run ended${run === undefined ? '' : ` as ${run.status}`} before it could write its outcome. The guest is thawed by its host ` +
-      '(stillpoint vms shows it); deleting this snapshot, or the next one of this VM, cleans up what the run left.',
+      '(stillpoint vms shows it); stillpoint snapshot cleanup, or the next snapshot of this VM, takes back what the run left.',
   };
 }
 

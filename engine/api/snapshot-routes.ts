@@ -21,7 +21,7 @@ import type { VmDirectory } from './vm-directory.js';
 
 const problems = { '4xx': problemSchema, '5xx': problemSchema };
 
-/** Snapshots: taken, followed, listed, cancelled, deleted. */
+/** Snapshots: taken, followed, listed, cancelled, deleted, cleaned up. */
 export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: SnapshotDesk; directory: VmDirectory }): void {
   api.post(
     '/v1/vms/:vm/snapshots',
@@ -59,17 +59,15 @@ export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: Snapsho
     },
     async (request) => {
       const { vm, grade, state, limit, cursor } = request.query;
-      const page = await desk.list({
+      const { snapshots, next } = await desk.list({
         // UUIDs are kept in lower case; a name is taken as it is.
         ...(vm === undefined ? {} : { vm: z.guid().safeParse(vm).success ? vm.toLowerCase() : vm }),
         ...(grade === undefined ? {} : { grade }),
         ...(state === undefined ? {} : { state }),
         ...(cursor === undefined ? {} : { after: decodeCursor(cursor) }),
-        limit: limit + 1,
+        limit,
       });
-      const snapshots = page.slice(0, limit);
-      const last = snapshots.at(-1);
-      return { snapshots, next: page.length > limit && last !== undefined ? encodeCursor(last.id) : null };
+      return { snapshots, next: next === undefined ? null : encodeCursor(next) };
     },
   );
 
@@ -99,7 +97,7 @@ export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: Snapsho
     {
       schema: {
         tags: ['snapshots'],
-        summary: 'Delete a snapshot: merge its overlays',
+        summary: 'Delete a snapshot: merge its overlays, delete the snapshots of its volumes',
         params: snapshotParameters,
         querystring: noQuery,
         response: { 202: acceptedAnswer, ...problems },
@@ -107,6 +105,25 @@ export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: Snapsho
     },
     async (request, reply) => {
       const row = await desk.remove(request.params.id);
+      return reply.status(202).header('location', hrefOf(row.snapshotId)).send(acceptedOf(row));
+    },
+  );
+
+  api.post(
+    '/v1/snapshots/:id/cleanup',
+    {
+      schema: {
+        tags: ['snapshots'],
+        summary: 'Finish a snapshot that is cleanup-pending: take back what is left of it',
+        description:
+          'Followed as a deletion is. It ends deleted, or cleanup-pending again, and `pending` says what is left and why. A snapshot in another state is a 409.',
+        params: snapshotParameters,
+        querystring: noQuery,
+        response: { 202: acceptedAnswer, ...problems },
+      },
+    },
+    async (request, reply) => {
+      const row = await desk.cleanUp(request.params.id);
       return reply.status(202).header('location', hrefOf(row.snapshotId)).send(acceptedOf(row));
     },
   );

@@ -65,7 +65,7 @@ export interface Catalogue {
   listSnapshots(query: {
     vm?: string;
     grade?: string;
-    state?: SnapshotState;
+    states?: readonly SnapshotState[];
     limit: number;
     after?: string;
   }): Promise<SnapshotRow[]>;

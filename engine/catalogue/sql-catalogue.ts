@@ -309,6 +309,12 @@ export class SqlCatalogue implements Catalogue {
         const gone = new Set(end.merged.filter(isGone).map(thing));
         const parts = fromJson<DiskPart[]>(row.parts);
         const left = parts.filter((part) => !gone.has(thing(part)));
+        const known = new Set(parts.map(thing));
+        const found = end.merged.filter((part) => !isGone(part) && !known.has(thing(part)));
+        const pending = [
+          ...left.map((part) => whatIsPending(part, end.merged)),
+          ...found.map(({ target, detail }) => `${target}: ${detail}`),
+        ];
         // With any part merged it is no snapshot of that window any more; until then it is as good as before.
         const isWhole = row.result !== null && left.length === parts.length;
         await transaction
@@ -317,12 +323,8 @@ export class SqlCatalogue implements Catalogue {
             state: isWhole ? 'complete' : 'cleanup-pending',
             parts: JSON.stringify(left),
             error: JSON.stringify(end.error),
-            // Where no parts are known, what was pending still is: the next deletion must not take it for nothing.
-            ...(parts.length === 0
-              ? {}
-              : {
-                  pending: JSON.stringify(isWhole ? [] : left.map((part) => whatIsPending(part, end.merged))),
-                }),
+            // Where nobody knows what is left, what was pending still is: the next deletion must not take it for nothing.
+            ...(parts.length === 0 && pending.length === 0 ? {} : { pending: JSON.stringify(isWhole ? [] : pending) }),
           })
           .where('snapshot_id', '=', snapshotId)
           .execute();
@@ -348,14 +350,14 @@ export class SqlCatalogue implements Catalogue {
   listSnapshots(query: {
     vm?: string;
     grade?: string;
-    state?: SnapshotState;
+    states?: readonly SnapshotState[];
     limit: number;
     after?: string;
   }): Promise<SnapshotRow[]> {
-    const { vm, grade, state, limit, after } = query;
+    const { vm, grade, states, limit, after } = query;
     return asked(async () => {
       let rows = this.#db.selectFrom('snapshots').selectAll().orderBy('seq', 'desc').limit(limit);
-      rows = state === undefined ? rows.where('state', '!=', 'deleted') : rows.where('state', '=', state);
+      rows = states === undefined ? rows.where('state', '!=', 'deleted') : rows.where('state', 'in', states);
       if (vm !== undefined) {
         const asked = storable(vm);
         rows = rows.where((where) => where.or([where('vm', '=', asked), where('vm_name', '=', asked)]));

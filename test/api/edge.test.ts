@@ -28,6 +28,7 @@ describe('the edge of the REST API', () => {
       '/v1/snapshots',
       '/v1/snapshots/{id}',
       '/v1/snapshots/{id}/cancel',
+      '/v1/snapshots/{id}/cleanup',
       '/v1/vms',
       '/v1/vms/{vm}',
       '/v1/vms/{vm}/snapshots',

@@ -57,8 +57,8 @@ export class ServedApi {
   }
 
   /** A second API over the same catalogue, with a Temporal of its own that knows no run; stops with this one. */
-  async anotherEngine(): Promise<ServedApi> {
-    const other = await new ServedApi(this.#folder, this.catalogue, {}).#ready({ vmsKeptMs: 0 });
+  async anotherEngine(times: ApiTimes = { vmsKeptMs: 0 }): Promise<ServedApi> {
+    const other = await new ServedApi(this.#folder, this.catalogue, times).#ready(times);
     this.#others.push(other.app);
     return other;
   }

@@ -269,6 +269,15 @@ describe('snapshots over the REST API', () => {
       expect(seen.body.pending).toEqual([expect.stringContaining('taken back')]);
     });
 
+    it('does not take a terminated run’s last words for what goes on', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      served.runs.of(body.id).progress = progress();
+      served.runs.end(body.id, 'TERMINATED');
+      const seen = await served.ask('GET', `/v1/snapshots/${body.id}`);
+      expect(seen.body).toMatchObject({ state: 'cleanup-pending', progress: { steps: [{ ms: 12 }, { ms: null }] } });
+    });
+
     it('says so also when Temporal does not know the run any more', async () => {
       const { body } = await post({});
       await takeOver(body.id);
@@ -318,6 +327,65 @@ describe('snapshots over the REST API', () => {
       expect(first.body.snapshots.map((each: { id: string }) => each.id)).toEqual(ids.slice(0, 2));
       const second = await served.ask('GET', `/v1/snapshots?vm=${vm.uuid}&limit=2&cursor=${first.body.next}`);
       expect(second.body).toMatchObject({ next: null, snapshots: [{ id: ids[2] }] });
+    });
+
+    it('shows a run that ended without a word as the single view does, also by state', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      served.runs.end(body.id, 'TERMINATED');
+      const [one] = (await served.ask('GET', `/v1/snapshots?vm=${vm.uuid}`)).body.snapshots;
+      const single = (await served.ask('GET', `/v1/snapshots/${body.id}`)).body;
+      expect(one).toEqual(single);
+      expect(one).toMatchObject({ state: 'cleanup-pending', error: { code: 'RUN_ENDED' } });
+
+      const { body: open } = await post({});
+      await takeOver(open.id);
+      const ids = async (state: string) =>
+        (await served.ask('GET', `/v1/snapshots?vm=${vm.uuid}&state=${state}`)).body.snapshots.map(
+          (each: { id: string }) => each.id,
+        );
+      expect(await ids('cleanup-pending')).toEqual([body.id]);
+      expect(await ids('running')).toEqual([open.id]);
+    });
+
+    it('goes on behind a page that has none of the state', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      served.runs.end(body.id, 'TERMINATED');
+      await post({});
+      await takeOver(served.runs.runs.at(-1)?.snapshotId ?? '');
+      const first = await served.ask('GET', `/v1/snapshots?vm=${vm.uuid}&state=cleanup-pending&limit=1`);
+      expect(first.body).toMatchObject({ snapshots: [], next: expect.any(String) });
+      const second = await served.ask(
+        'GET',
+        `/v1/snapshots?vm=${vm.uuid}&state=cleanup-pending&limit=1&cursor=${first.body.next}`,
+      );
+      expect(second.body).toMatchObject({ snapshots: [{ id: body.id }], next: null });
+    });
+
+    it('takes no run for dead that wrote its end while the list was made', async () => {
+      const { body } = await post({});
+      const runId = await takeOver(body.id);
+      const describe = vi.spyOn(served.runs, 'describe').mockImplementationOnce(async () => {
+        await served.catalogue.close(body.id, runId, { state: 'failed', error: undefined, pending: [] });
+        served.runs.end(body.id, 'FAILED');
+        return served.runs.of(body.id);
+      });
+      const { snapshots } = (await served.ask('GET', `/v1/snapshots?vm=${vm.uuid}`)).body;
+      describe.mockRestore();
+      expect(snapshots).toMatchObject([{ id: body.id, state: 'failed' }]);
+    });
+
+    it.each([
+      ['refuses', async () => Promise.reject(new RunsUnavailable('Temporal does not answer: refused.'))],
+      ['is silent', () => new Promise<never>(() => {})],
+    ])('says what is written while Temporal %s', async (_how, answer) => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      const other = await served.anotherEngine({ vmsKeptMs: 0, progressTimeoutMs: 10 });
+      other.runs.describe = answer;
+      const { snapshots } = (await other.ask('GET', `/v1/snapshots?vm=${vm.uuid}`)).body;
+      expect(snapshots).toMatchObject([{ id: body.id, state: 'running' }]);
     });
 
     it.each([
@@ -385,6 +453,110 @@ describe('snapshots over the REST API', () => {
         body: { code: 'VM_BUSY', holder: { snapshotId: body.id } },
       });
       expect((await served.ask('DELETE', `/v1/snapshots/${randomUUID()}`)).status).toBe(404);
+    });
+  });
+
+  describe('cleaning up', () => {
+    const stuck =
+      "vdc: Cinder's snapshot s-1 is still creating, and cannot be deleted so. If Cinder has given it up, an OpenStack administrator ends it: openstack volume snapshot set --state error s-1, then openstack volume snapshot delete s-1.";
+
+    async function pending() {
+      const { body } = await post({});
+      const runId = await takeOver(body.id);
+      await served.catalogue.beginUndoing(body.id, runId);
+      await served.catalogue.close(body.id, runId, {
+        state: 'cleanup-pending',
+        error: { code: 'VOLUME_SNAPSHOT_FAILED', text: 'Cinder could not snapshot volume v-1.' },
+        pending: [stuck],
+        left: {
+          window: `${body.id}.1`,
+          parts: [{ target: 'vdc', kind: 'volume', volume: 'v-1', snapshot: 's-1', sizeBytes: 1 }],
+        },
+      });
+      served.runs.end(body.id, 'FAILED');
+      return body.id as string;
+    }
+    const cleanUp = (id: string) => served.ask('POST', `/v1/snapshots/${id}/cleanup`);
+
+    it('shows whole what is pending, with the command that may have to be given', async () => {
+      const id = await pending();
+      expect((await served.ask('GET', `/v1/snapshots/${id}`)).body).toMatchObject({
+        state: 'cleanup-pending',
+        pending: [stuck],
+        disks: [{ target: 'vdc', kind: 'volume', volume: 'v-1', snapshot: 's-1' }],
+      });
+    });
+
+    it('starts the snapshot’s deletion, and says what is left when it has not ended it', async () => {
+      const id = await pending();
+      const begun = await cleanUp(id);
+      expect(begun).toMatchObject({ status: 202, body: { id, vm: { uuid: vm.uuid, name: vm.name } } });
+      expect(begun.headers.location).toBe(`/v1/snapshots/${id}`);
+      expect(served.runs.of(id).workflowType).toBe('deleteSnapshot');
+      expect(served.runs.inputs.at(-1)).toEqual({ vm: vm.uuid, snapshotId: id });
+      expect((await served.ask('GET', `/v1/snapshots/${id}`)).body.state).toBe('deleting');
+
+      const { workflowId, runId } = served.runs.of(id);
+      await served.catalogue.beginDeleting(id, { workflowId, runId });
+      expect(await cleanUp(id)).toMatchObject({ status: 409, body: { code: 'SNAPSHOT_STATE', state: 'deleting' } });
+      await served.catalogue.abandonDeleting(id, runId, {
+        error: { code: 'CLEANUP_PENDING', text: 'vdc' },
+        merged: [
+          {
+            target: 'vdc',
+            kind: 'volume',
+            volume: 'v-1',
+            snapshot: 's-1',
+            outcome: 'pending',
+            detail: 'still creating',
+          },
+        ],
+      });
+      served.runs.end(id, 'FAILED', { code: 'CLEANUP_PENDING', text: 'vdc' });
+      expect((await served.ask('GET', `/v1/snapshots/${id}`)).body).toMatchObject({
+        state: 'cleanup-pending',
+        pending: ['vdc: still creating'],
+        error: { code: 'CLEANUP_PENDING' },
+      });
+
+      expect((await cleanUp(id)).status).toBe(202);
+      const again = served.runs.of(id);
+      await served.catalogue.beginDeleting(id, again);
+      await served.catalogue.finishDeleting(id, again.runId, []);
+      served.runs.end(id, 'COMPLETED');
+      expect((await served.ask('GET', `/v1/snapshots/${id}`)).body.state).toBe('deleted');
+      expect(await cleanUp(id)).toMatchObject({ status: 409, body: { state: 'deleted' } });
+    });
+
+    it('takes what a terminated run has left', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      served.runs.end(body.id, 'TERMINATED');
+      expect((await cleanUp(body.id)).status).toBe(202);
+      expect(served.runs.of(body.id)).toMatchObject({ workflowType: 'deleteSnapshot', isOpen: true });
+    });
+
+    it('answers 409 where nothing is pending, or the VM is busy, and 404 to an unknown one', async () => {
+      const done = await post({});
+      expect(await cleanUp(done.body.id)).toMatchObject({
+        status: 409,
+        body: { code: 'SNAPSHOT_STATE', state: 'accepted' },
+      });
+      await complete(done.body.id);
+      expect(await cleanUp(done.body.id)).toMatchObject({
+        status: 409,
+        body: { code: 'SNAPSHOT_STATE', state: 'complete', detail: expect.stringContaining('snapshot delete') },
+      });
+      const id = await pending();
+      const { body } = await post({});
+      await takeOver(body.id);
+      expect(await cleanUp(body.id)).toMatchObject({ status: 409, body: { state: 'running' } });
+      expect(await cleanUp(id)).toMatchObject({
+        status: 409,
+        body: { code: 'VM_BUSY', holder: { snapshotId: body.id } },
+      });
+      expect(await cleanUp(randomUUID())).toMatchObject({ status: 404, body: { code: 'SNAPSHOT_NOT_FOUND' } });
+      expect((await cleanUp('nightly')).status).toBe(400);
     });
   });
 

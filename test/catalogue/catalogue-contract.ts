@@ -451,6 +451,23 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         expect((await other.getSnapshot(later))?.parts).toEqual([part('/i/a', '/i/a.2')]);
         expect(await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId: randomUUID() })).toBe(true);
       });
+
+      it('says what a deletion has found of a run that could not name its parts, and could not delete', async () => {
+        const vm = randomUUID();
+        const id = randomUUID();
+        await takeOver({ snapshotId: id, vm, runId: 'dead' });
+        const runId = randomUUID();
+        await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId });
+        const volume = { target: 'vdc', kind: 'volume' as const, volume: 'v', snapshot: 's' };
+        await one.abandonDeleting(id, runId, {
+          error: { code: 'CLEANUP_PENDING', text: 'vdc' },
+          merged: [{ ...volume, outcome: 'pending', detail: 'Cinder is still creating it.' }],
+        });
+        expect(await other.getSnapshot(id)).toMatchObject({
+          state: 'cleanup-pending',
+          pending: ['vdc: Cinder is still creating it.'],
+        });
+      });
     });
 
     describe('lists', () => {
@@ -467,7 +484,7 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         expect(await ids({ vm, grade: 'filesystem', limit: 2 })).toEqual(made.slice(0, 2));
         expect(await ids({ vm, grade: 'filesystem', limit: 10, after: made[1] ?? '' })).toEqual(made.slice(2));
         expect(await ids({ vm, grade: 'crash', limit: 10 })).toEqual([]);
-        expect(await ids({ vm, state: 'failed', limit: 10 })).toEqual([failed.snapshotId]);
+        expect(await ids({ vm, states: ['failed'], limit: 10 })).toEqual([failed.snapshotId]);
         expect(await ids({ vm, limit: 10, after: randomUUID() })).toEqual([]);
       });
 
@@ -478,7 +495,7 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         await one.beginDeleting(id, by);
         await one.finishDeleting(id, by.runId, []);
         expect(await other.listSnapshots({ vm, limit: 10 })).toEqual([]);
-        expect(await other.listSnapshots({ vm, state: 'deleted', limit: 10 })).toHaveLength(1);
+        expect(await other.listSnapshots({ vm, states: ['deleted'], limit: 10 })).toHaveLength(1);
       });
 
       it('find a VM by its name too', async () => {
