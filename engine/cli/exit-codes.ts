@@ -11,6 +11,7 @@ export const exitCodes = {
   unreachable: 5,
   /** The snapshot, or its deletion, failed or was cancelled. */
   snapshotFailed: 6,
+  /** Also of `snapshot cleanup --wait`: something is pending still. */
   cleanupPending: 7,
   /** Ctrl-C, as shells count it: 128 + SIGINT. */
   interrupted: 130,

@@ -10,7 +10,7 @@ const waitS = 0.5;
 const pauseMs = 250;
 
 /** The states in which nothing more happens by itself. */
-const ended: ReadonlySet<SnapshotView['state']> = new Set([
+export const endStates: ReadonlySet<SnapshotView['state']> = new Set([
   'complete',
   'failed',
   'cancelled',
@@ -33,7 +33,7 @@ export async function follow(context: Context, id: string): Promise<SnapshotView
         const snapshot = await ask(context, id);
         patience.renew();
         view?.show(snapshot);
-        if (ended.has(snapshot.state)) return snapshot;
+        if (endStates.has(snapshot.state)) return snapshot;
       } catch (error) {
         if (!(error instanceof CommandError) || error.exitCode !== exitCodes.unreachable) throw error;
         if (patience.isOver()) throw error;

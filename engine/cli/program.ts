@@ -5,6 +5,7 @@ import { quiescePolicy } from '../contract/snapshot-input.js';
 import { grade } from '../contract/snapshot-result.js';
 import { version } from '../version.js';
 import { ApiClient } from './api-client.js';
+import { cleanUpSnapshots } from './cleanup-command.js';
 import type { Context } from './context.js';
 import { durationMs } from './duration-option.js';
 import { CommandError, exitCodes } from './exit-codes.js';
@@ -94,7 +95,9 @@ function describe(program: Command, env: NodeJS.ProcessEnv, terminal: Terminal, 
   const snapshot = program.command('snapshot').description('snapshots of VMs');
   snapshot
     .command('create <vm>')
-    .description('take a snapshot of a running VM (name or UUID)')
+    .description(
+      'take a snapshot of a running VM (name or UUID): any set of its disks, files and block devices of the host, Ceph volumes of Cinder, or both',
+    )
     .addOption(
       new Option('--quiesce <policy>', 'required (default): fail rather than be inconsistent').choices(
         quiescePolicy.options,
@@ -128,9 +131,14 @@ function describe(program: Command, env: NodeJS.ProcessEnv, terminal: Terminal, 
     .action((id: string) => act((context) => cancelSnapshot(context, id)));
   snapshot
     .command('delete <id>')
-    .description('delete a snapshot: merge its overlays')
+    .description('delete a snapshot: merge its overlays, delete the snapshots of its volumes')
     .option('--wait', 'show its steps and wait for its end')
     .action((id: string, options: { wait?: boolean }) => act((context) => deleteSnapshot(context, id, options)));
+  snapshot
+    .command('cleanup [id...]')
+    .description('finish what ended cleanup-pending (default: all of them, newest first): take back what is left')
+    .option('--wait', 'one after another, and say of each what is pending still, and why')
+    .action((ids: string[], options: { wait?: boolean }) => act((context) => cleanUpSnapshots(context, ids, options)));
 }
 
 function collected(value: string, before: string[] = []): string[] {

@@ -40,11 +40,21 @@ export async function createSnapshot(context: Context, vm: string, options: Crea
   return exitCodes.ok;
 }
 
+interface Filter {
+  vm?: string;
+  grade?: string;
+  state?: string;
+}
+
 /** `snapshot list` */
-export async function listSnapshots(
-  context: Context,
-  filter: { vm?: string; grade?: string; state?: string },
-): Promise<number> {
+export async function listSnapshots(context: Context, filter: Filter): Promise<number> {
+  const snapshots = await snapshotsOf(context, filter);
+  show(context, { snapshots }, () => snapshotTable(snapshots));
+  return exitCodes.ok;
+}
+
+/** Every page of them, newest first. */
+export async function snapshotsOf(context: Context, filter: Filter): Promise<SnapshotView[]> {
   const snapshots: SnapshotView[] = [];
   let cursor: string | undefined;
   do {
@@ -54,8 +64,7 @@ export async function listSnapshots(
     snapshots.push(...page.snapshots);
     cursor = page.next ?? undefined;
   } while (cursor !== undefined);
-  show(context, { snapshots }, () => snapshotTable(snapshots));
-  return exitCodes.ok;
+  return snapshots;
 }
 
 /** `snapshot show ID` */

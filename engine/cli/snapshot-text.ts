@@ -1,16 +1,19 @@
 import type { SnapshotView } from '../api/schemas.js';
+import { endStates } from './follow.js';
 import { duration, fields, plain, size, table, time } from './terminal.js';
 
 /** One snapshot, whole: how consistent it is and why comes before where it lies. */
 export function snapshotText(snapshot: SnapshotView): string {
   const { vm, window, progress } = snapshot;
+  // What a terminated run told last is not what goes on.
+  const goesOn = progress !== null && progress.state !== 'done' && !endStates.has(snapshot.state);
   return fields([
     ['snapshot', snapshot.id],
     ['name', snapshot.name ?? undefined],
     ['description', snapshot.description?.split('\n')],
     ['VM', `${vm.name} (${vm.uuid})${snapshot.host === null ? '' : ` on ${snapshot.host}`}`],
-    ['state', progress === null || progress.state === 'done' ? snapshot.state : `${snapshot.state}, ${progress.state}`],
-    ['waiting', progress?.waiting ?? undefined],
+    ['state', goesOn && progress !== null ? `${snapshot.state}, ${progress.state}` : snapshot.state],
+    ['waiting', (goesOn && progress?.waiting) || undefined],
     ['grade', snapshot.grade ?? undefined],
     ['why', snapshot.why ?? undefined],
     ['quiesce', snapshot.quiesce],
@@ -19,11 +22,15 @@ export function snapshotText(snapshot: SnapshotView): string {
     ['disks', snapshot.disks.map((disk) => `${disk.target}  ${size(disk.sizeBytes)} ${placeOf(disk)}`)],
     ['left out', snapshot.leftOut.map((disk) => `${disk.target}: ${disk.reason}`)],
     ['unfrozen', snapshot.unfrozen.map((gap) => `${[gap.target, gap.mountpoint].join(' ').trim()}: ${gap.reason}`)],
-    ['steps', progress?.steps.map((step) => `${step.name}: ${stepText(step)}`)],
+    ['steps', progress?.steps.map((step) => `${step.name}: ${stepText(step, goesOn)}`)],
     ['created', time(snapshot.createdAt)],
     ['ended', snapshot.endedAt === null ? undefined : time(snapshot.endedAt)],
     ['error', snapshot.error === null ? undefined : `${snapshot.error.code}: ${snapshot.error.text}`],
     ['pending', snapshot.pending],
+    [
+      'finish it',
+      snapshot.state === 'cleanup-pending' ? `stillpoint snapshot cleanup ${snapshot.id} --wait` : undefined,
+    ],
     ['run', snapshot.run === null ? undefined : `${snapshot.run.workflowId}, ${snapshot.run.runId}`],
   ]);
 }
@@ -52,7 +59,7 @@ export function snapshotTable(snapshots: SnapshotView[]): string {
 
 function placeOf(disk: SnapshotView['disks'][number]): string {
   if (disk.kind === 'local') return `${disk.format} in ${disk.path}`;
-  return `Cinder's snapshot ${disk.snapshot} of volume ${disk.volume}`;
+  return `in Cinder: snapshot ${disk.snapshot} of volume ${disk.volume}`;
 }
 
 function windowText(window: NonNullable<SnapshotView['window']>): string {
@@ -70,8 +77,8 @@ function partialText({ partial, leftOut }: SnapshotView): string | undefined {
     .join(', ')}`;
 }
 
-function stepText(step: { ms: number | null; error: string | null }): string {
-  if (step.ms === null) return 'runs';
+function stepText(step: { ms: number | null; error: string | null }, goesOn: boolean): string {
+  if (step.ms === null) return goesOn ? 'runs' : 'did not end';
   return step.error === null ? duration(step.ms) : `failed after ${duration(step.ms)}: ${step.error}`;
 }
 
