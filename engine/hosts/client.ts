@@ -10,6 +10,7 @@ import {
   mergeResultFromWire,
   overlayToWire,
   quiesceToWire,
+  reasonToWire,
   verdictFromWire,
   vmFromWire,
 } from './wire.js';
@@ -129,7 +130,7 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
 
     thawFileSystems: async ({ vm, window, reason }, options) => {
       const { verdict } = await unary<wire.ThawFileSystemsResponse>(options, deadlines.thaw, (client, call, answer) =>
-        client.thawFileSystems({ vmUuid: vm, windowId: window, reason }, metadata, call, answer),
+        client.thawFileSystems({ vmUuid: vm, windowId: window, reason: reasonToWire(reason) }, metadata, call, answer),
       );
       if (verdict === undefined) throw new HostError(name, 'INTERNAL', `${name} thawed without a verdict.`);
       return verdictFromWire(verdict);

@@ -2,6 +2,7 @@ import type { ClientDuplexStream, ServiceError } from '@grpc/grpc-js';
 import type { HoldCutRequest, HoldCutResponse } from '@stillpoint/proto';
 import { fromServiceError, HostError } from './errors.js';
 import type { CutHold } from './hosts.js';
+import { reasonToWire } from './wire.js';
 
 /**
  * Begins a hold on its stream and resolves when the host agent has said `held`.
@@ -54,7 +55,7 @@ export function beginHold(
       return ended.promise;
     },
     failed: async (reason) => {
-      stream.write({ message: { $case: 'failed', value: { reason } } });
+      stream.write({ message: { $case: 'failed', value: { reason: reasonToWire(reason) } } });
       stream.end();
       // A hold that is broken has thawed the window as surely as a failed one.
       await ended.promise.catch(() => {});

@@ -119,3 +119,11 @@ const mergeOutcomes: Partial<Record<number, HostMergeResult['disks'][number]['ou
   [wire.MergeOutcome.NOT_FOUND]: 'not-found',
   [wire.MergeOutcome.PENDING]: 'pending',
 };
+
+/** So long may a reason be that the host agent writes into its journal, characters. */
+const longestReason = 500;
+
+/** What went wrong elsewhere, as the host agent takes it: other people's text must not be why a thaw is refused. */
+export function reasonToWire(reason: string): string {
+  return reason.slice(0, longestReason).replace(/[\p{Cc}\p{Cs}]+/gu, ' ');
+}

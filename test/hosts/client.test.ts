@@ -9,6 +9,7 @@ import { HostPool, type HostPoolOptions } from '@stillpoint/engine/hosts/pool.js
 import { makeCa, makeEngineCertificate, makeHostCertificate } from '@stillpoint/host-agent/certs.js';
 import { HostAgentError } from '@stillpoint/host-agent/errors.js';
 import { toRpcFailure } from '@stillpoint/host-agent/rpc/status.js';
+import { checkedText } from '@stillpoint/host-agent/rpc/validate.js';
 import {
   Any,
   ErrorInfo,
@@ -297,6 +298,18 @@ describe('a hold', () => {
       stream.end();
     });
     expect(await cut.done()).toEqual({ inTime: true, reason: '' });
+  });
+
+  it('that failed tells why in a text that the host agent takes, whatever was said elsewhere', async () => {
+    const { cut, stream } = await holding();
+    const told = new Promise<string | undefined>((resolve) => {
+      stream.on('data', ({ message }: HoldCutRequest) => {
+        if (message?.$case === 'failed') resolve(checkedText('reason', message.value.reason));
+        stream.end();
+      });
+    });
+    await cut.failed(`Cinder failed:\n\u0007${'x'.repeat(499 - 16)}\u{1f600} and so on`);
+    expect(await told).toMatch(/^Cinder failed: x+ $/);
   });
 
   it('that is refused is an answered error', async () => {
