@@ -59,12 +59,17 @@ function adviceOf(error: unknown): string {
 /** The same failure with more metadata; a cancellation too, because what it leaves behind must be told. `cause` is the error itself. */
 export function asActivityError(error: unknown, metadata: Record<string, string>): ActivityError {
   const known = error instanceof ActivityError || isHostError(error) ? error.metadata : {};
-  const code = codeOf(error) ?? (error instanceof CancelledFailure ? 'CANCELLED' : 'INTERNAL');
+  const code = codeOf(error) ?? (error instanceof CancelledFailure ? codeOfStop(error) : 'INTERNAL');
   return new ActivityError(code, error instanceof Error ? error.message : String(error), {
     advice: adviceOf(error),
     metadata: { ...known, ...metadata },
     cause: error,
   });
+}
+
+/** A step is stopped by the run's cancel, or because its worker shuts down or was given up: then nobody has cancelled anything. */
+function codeOfStop({ message }: CancelledFailure): 'CANCELLED' | 'WORKER_LOST' {
+  return message === 'CANCELLED' ? 'CANCELLED' : 'WORKER_LOST';
 }
 
 /** @throws ActivityError CINDER_NOT_CONFIGURED: the run was planned by an engine that knew the cloud. */

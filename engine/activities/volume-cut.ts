@@ -5,7 +5,7 @@ import { type CinderError, isCinderError } from '../cinder/errors.js';
 import type { CutHold } from '../hosts/hosts.js';
 import type { ActivityDeps } from './deps.js';
 import { ActivityError, asActivityError, cloudOf } from './failure.js';
-import { metadataOf, windowMetadata } from './volume-names.js';
+import { descriptionOf, fitting, metadataOf, windowMetadata } from './volume-names.js';
 import { deletedSnapshot } from './volume-removal.js';
 
 /** `held` or a ping of the stream must be younger than this when the create is sent, ms: Cinder cannot refuse what comes late. */
@@ -143,13 +143,10 @@ function newSnapshot(
   deps: ActivityDeps,
   { plan, disk, window }: Parameters<Activities['snapshotVolume']>[0],
 ): NewVolumeSnapshot {
-  const others = plan.setDisks.filter((target) => target !== disk.target);
   return {
     volumeId: disk.volume,
-    name: `${plan.name} (${plan.vm.name} ${disk.target})`.slice(0, 255),
-    description: `Stillpoint: ${disk.target} of VM ${plan.vm.name} (${plan.vm.uuid}) in its snapshot ${plan.snapshotId}${
-      others.length === 0 ? '' : `, with ${others.join(', ')}`
-    }. Not recorded yet.`,
+    name: fitting(`${plan.name} (${plan.vm.name} ${disk.target})`),
+    description: descriptionOf(plan, { target: disk.target, set: plan.setDisks }, 'Not recorded yet.'),
     metadata: metadataOf({
       installation: deps.installationId,
       snapshot: plan.snapshotId,

@@ -9,8 +9,30 @@ const keys = {
   window: 'stillpoint_window',
 } as const;
 
-/** Cinder's limit for a metadata value. */
+/** Cinder's limit for a name, a description and a metadata value, characters. */
 const longest = 255;
+
+/**
+ * A text as every Cinder takes it; what it refuses it would refuse in the window. Longer ones are cut. Its database is mostly MySQL's `utf8`, which has no
+ * characters of four bytes (emoji).
+ */
+export function fitting(text: string): string {
+  const plain = text.replace(/\p{Cc}/gu, ' ').replace(/[\p{Cs}\u{10000}-\u{10ffff}]/gu, '\u{fffd}');
+  return plain.slice(0, longest);
+}
+
+/** For people who look into Cinder. What matters most comes first, for the end may be cut off. `now`: what is known of the snapshot. */
+export function descriptionOf(
+  plan: Pick<Plan, 'snapshotId' | 'vm'>,
+  { target, set }: { target: string; set: readonly string[] },
+  now: string,
+): string {
+  const others = set.filter((other) => other !== target);
+  const withOthers = others.length === 0 ? '' : ` Together with ${others.join(', ')}.`;
+  return fitting(
+    `Stillpoint: ${target} of VM ${plan.vm.name} (${plan.vm.uuid}). ${now} Delete it there: stillpoint snapshot delete ${plan.snapshotId}.${withOthers}`,
+  );
+}
 
 /** Everything that a cut writes. The grade is not among it: it is not known before the thaw. */
 export function metadataOf(of: {
@@ -26,9 +48,9 @@ export function metadataOf(of: {
     [keys.snapshot]: of.snapshot,
     [keys.window]: of.window,
     stillpoint_vm: of.vm.uuid,
-    stillpoint_vm_name: of.vm.name.slice(0, longest),
+    stillpoint_vm_name: fitting(of.vm.name),
     stillpoint_disk: of.disk.target,
-    stillpoint_set: of.plan.setDisks.join(',').slice(0, longest),
+    stillpoint_set: fitting(of.plan.setDisks.join(',')),
   };
 }
 

@@ -1,7 +1,7 @@
 import type { Plan, SnapshotVmResult, VolumePart } from '@stillpoint/workflows';
 import type { ActivityDeps } from './deps.js';
 import { cloudOf } from './failure.js';
-import { gradeMetadata, ownMetadata } from './volume-names.js';
+import { descriptionOf, gradeMetadata, ownMetadata } from './volume-names.js';
 
 /** So long may telling the grade take, ms: it is for people who look into Cinder, and not worth holding up the run. */
 const tellMs = 10_000;
@@ -47,9 +47,8 @@ export async function tellGrade(
   const limited = AbortSignal.any([signal, AbortSignal.timeout(tellMs)]);
   await Promise.all(
     parts.map(async ({ target, snapshot }) => {
-      const others = result.disks.filter((disk) => disk.target !== target).map((disk) => disk.target);
-      const withOthers = others.length === 0 ? '' : `, with ${others.join(', ')}`;
-      const description = `Stillpoint: ${target} of VM ${result.vm.name} (${result.vm.uuid}) in its snapshot ${result.snapshotId}${withOthers}. Grade ${result.grade}. Delete it there: stillpoint snapshot delete ${result.snapshotId}`;
+      const set = result.disks.map((disk) => disk.target);
+      const description = descriptionOf(result, { target, set }, `Grade ${result.grade}.`);
       try {
         const change = { description, metadata: gradeMetadata(result.grade) };
         await deps.cloud?.cinder.describeSnapshot(snapshot, change, { signal: limited });
