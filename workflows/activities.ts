@@ -31,7 +31,7 @@ export interface Activities {
   giveBackWindowSlot(request: { snapshotId: string }): Promise<void>;
 
   /**
-   * Checks the volumes and the quota, takes the VM on its host, makes overlays and checks, and makes Cinder's token and connections ready. A dead run of this VM that still holds it is thawed and undone (or released, where it was recorded)
+   * Takes the VM on its host, makes overlays and checks, checks the volumes and the quota, and makes Cinder's token and connections ready. A dead run of this VM that still holds it is thawed and undone (or released, where it was recorded)
    * first.
    */
   prepare(request: WindowRequest & { plan: Plan; quiesce: Quiesce }): Promise<Prepared>;
@@ -64,11 +64,18 @@ export interface Activities {
   ): Promise<{ recorded: true; result: SnapshotVmResult } | { recorded: false; missing: string }>;
   /**
    * Takes back all that the window made, and verifies it. `isLast`: row -> `undoing` first, so that nothing is recorded any more; else another window
-   * follows, and the row stays `running` for it. `parts`: what prepare made, as far as it said. `mayAppear`: targets of volumes whose create has an unknown outcome; it looks for their snapshots until
+   * follows, and the row stays `running` for it. `parts`: what prepare made, as far as it said. `mayBeThere`: targets of volumes of which Cinder may
+   * have something; where there are none, Cinder is not asked. `mayAppear`: those whose create has an unknown outcome; it looks for their snapshots until
    * Cinder's own request timeout has passed.
    */
   undoWindow(
-    request: WindowRequest & { plan: Plan; isLast: boolean; parts: LocalPart[]; mayAppear: string[] },
+    request: WindowRequest & {
+      plan: Plan;
+      isLast: boolean;
+      parts: LocalPart[];
+      mayBeThere: string[];
+      mayAppear: string[];
+    },
   ): Promise<Undone>;
   /** Gives the VM back: the last call of every run. */
   release(request: { host: string; vm: string; operation: string }): Promise<void>;

@@ -30,7 +30,9 @@ export class Window {
   readonly #report: RunReport;
   readonly quiesce: Quiesce;
   readonly #begun: Promise<unknown>[] = [];
-  /** Volumes whose create was begun, and of which it is not known how it ended. */
+  /** Volumes of which Cinder may have something: their cut was begun, and did not surely end without a trace. */
+  readonly #mayBeThere = new Set<string>();
+  /** Those whose create was begun, and of which it is not known how it ended. */
   readonly #mayAppear = new Set<string>();
   #parts: LocalPart[] = [];
   #firstTrouble: string | undefined;
@@ -112,13 +114,16 @@ export class Window {
     const summary = `Snapshots ${disk.target} through Cinder and waits until it is available`;
     const request = { ...this.#request, plan: this.#plan, disk, cut: disk.target };
     return this.#untilCancelled(this.#whileCutting, `cut ${disk.target}`, async () => {
+      this.#mayBeThere.add(disk.target);
       this.#mayAppear.add(disk.target);
       try {
         const cut = await steps.snapshotVolume.executeWithOptions({ summary }, [request]);
         this.#mayAppear.delete(disk.target);
         return cut;
       } catch (error) {
-        if (failureOf(error).metadata?.outcome !== undefined) this.#mayAppear.delete(disk.target);
+        const outcome = failureOf(error).metadata?.outcome;
+        if (outcome !== undefined) this.#mayAppear.delete(disk.target);
+        if (outcome === 'none') this.#mayBeThere.delete(disk.target);
         throw error;
       }
     });
@@ -161,6 +166,7 @@ export class Window {
       plan: this.#plan,
       isLast,
       parts: this.#parts,
+      mayBeThere: [...this.#mayBeThere],
       mayAppear: [...this.#mayAppear],
     };
     return this.#whateverHappens('undoing', 'undo', () => steps.undoWindow.executeWithOptions({ summary }, [request]));

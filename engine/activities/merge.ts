@@ -55,6 +55,7 @@ export async function deleteParts(
         snapshotId: plan.snapshotId,
         volumes: plan.volumes,
         recorded: plan.parts.filter((part) => part.kind === 'volume'),
+        mayBeThere: plan.volumes.map((disk) => disk.target),
         mayAppear: plan.leftOpen ? plan.volumes.map((disk) => disk.target) : [],
         mayGiveUp: true,
       },

@@ -1,5 +1,5 @@
 import type { Activities, Plan, Prepared } from '@stillpoint/workflows';
-import type { HostClient } from '../hosts/hosts.js';
+import type { HostClient, HostVm } from '../hosts/hosts.js';
 import type { ActivityDeps } from './deps.js';
 import { ActivityError } from './failure.js';
 import { partsOf } from './parts.js';
@@ -18,7 +18,6 @@ export async function prepare(
 ): Promise<Prepared> {
   const host = deps.hosts.host(name);
   const cleaned: string[] = [];
-  await checkVolumes(deps, plan, signal);
   for (;;) {
     const answer = await host.prepare(
       {
@@ -36,6 +35,9 @@ export async function prepare(
     );
     if (!('stale' in answer)) {
       const { gaps, guestOs, windowLimitMs, overlays } = answer;
+      // Behind a dead run's cleaning up: what that had left counts against the quota.
+      requirePlannedDisks(plan, answer.vm);
+      await checkVolumes(deps, plan, signal);
       await makeCinderReady(deps, plan, windowLimitMs, signal);
       return { gaps, guestOs, windowLimitMs, parts: partsOf(overlays), cleaned: cleaned.join(' ') };
     }
@@ -47,6 +49,33 @@ export async function prepare(
     }
     tell({ cleaningUpAfter: answer.stale.operation });
     cleaned.push(await cleanUpAfterDeadRun(deps, host, { vm, ...answer.stale }, signal, tell));
+  }
+}
+
+/**
+ * The run may have waited for its turn for long: the VM must still have the disks that were planned, and each of them the volume that it had.
+ *
+ * @throws ActivityError VM_CHANGED, VOLUME_MISMATCH
+ */
+function requirePlannedDisks(plan: Plan, vm: HostVm): void {
+  const planned = new Set([...plan.setDisks, ...plan.leftOut.map((disk) => disk.target)]);
+  const added = vm.disks.find((disk) => !planned.has(disk.target));
+  if (added !== undefined) {
+    throw new ActivityError(
+      'VM_CHANGED',
+      `${vm.name} has got a disk ${added.target} since the snapshot was asked for.`,
+      {
+        advice: 'Ask for the snapshot again.',
+        metadata: { disk: added.target },
+      },
+    );
+  }
+  for (const { target, volume } of plan.volumes) {
+    if (vm.disks.find((disk) => disk.target === target)?.serial.toLowerCase() === volume.toLowerCase()) continue;
+    throw new ActivityError('VOLUME_MISMATCH', `Disk ${target} of ${vm.name} is not volume ${volume} any more.`, {
+      advice: 'Ask for the snapshot again.',
+      metadata: { disk: target },
+    });
   }
 }
 
@@ -76,10 +105,10 @@ export async function cleanUpAfterDeadRun(
   const wasLeftOpen = row?.runId !== undefined && ['running', 'recording', 'undoing'].includes(row.state);
   if (wasLeftOpen && (await deps.catalogue.beginUndoing(row.snapshotId, row.runId ?? ''))) {
     const plan = row.plan as Plan;
-    const mayAppear = plan.volumes.map((disk) => disk.target);
+    const everyVolume = plan.volumes.map((disk) => disk.target);
     const { pending, left } = await takeBackWindow(
       deps,
-      { ...dead, host: host.name, plan, parts: [], mayAppear },
+      { ...dead, host: host.name, plan, parts: [], mayBeThere: everyVolume, mayAppear: everyVolume },
       signal,
       tell,
     );

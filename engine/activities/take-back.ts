@@ -12,7 +12,7 @@ type Tell = (details: unknown) => void;
 /** Takes back what a window made, on its host and in Cinder, whoever opened it. */
 export async function takeBackWindow(
   deps: ActivityDeps,
-  { host, vm, window, plan, parts, mayAppear }: Omit<Parameters<Activities['undoWindow']>[0], 'isLast'>,
+  { host, vm, window, plan, parts, mayBeThere, mayAppear }: Omit<Parameters<Activities['undoWindow']>[0], 'isLast'>,
   signal: AbortSignal,
   tell: Tell,
 ): Promise<Undone> {
@@ -21,7 +21,15 @@ export async function takeBackWindow(
     patiently(deps, signal, tell, (onProgress) => deps.hosts.host(host).undo({ vm, window }, { signal, onProgress })),
     removeVolumeSnapshots(
       deps,
-      { snapshotId: plan.snapshotId, window, volumes: plan.volumes, recorded: [], mayAppear, mayGiveUp: false },
+      {
+        snapshotId: plan.snapshotId,
+        window,
+        volumes: plan.volumes,
+        recorded: [],
+        mayBeThere,
+        mayAppear,
+        mayGiveUp: false,
+      },
       signal,
       tell,
     ),

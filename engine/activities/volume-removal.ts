@@ -25,19 +25,19 @@ export async function deletedSnapshot(
   id: string,
   { waitMs, signal, giveUpCreatingMs }: { waitMs: number; signal?: AbortSignal; giveUpCreatingMs?: number },
 ): Promise<End> {
-  const until = performance.now() + waitMs;
+  let until = performance.now() + waitMs;
   const options = signal === undefined ? {} : { signal };
   let asked = 0;
+  let isGivenUp = false;
   for (;;) {
     const now = await found(cinder, id, options);
     if (now === undefined) return { outcome: asked === 0 ? 'not-found' : 'deleted' };
     if (now.status === 'creating') {
-      if (giveUpCreatingMs !== undefined && ageMs(now) > giveUpCreatingMs) {
+      if (giveUpCreatingMs !== undefined && !isGivenUp && ageMs(now) > giveUpCreatingMs) {
         const refused = await givenUp(cinder, id, options);
         if (refused !== undefined) return { outcome: 'pending', detail: refused };
-        continue;
-      }
-      if (performance.now() > until) return { outcome: 'pending', detail: stuck(id) };
+        isGivenUp = true;
+      } else if (performance.now() > until) return { outcome: 'pending', detail: stuck(id) };
     } else if (now.status !== 'deleting') {
       if (asked === mostDeletes) {
         return {
@@ -46,6 +46,7 @@ export async function deletedSnapshot(
         };
       }
       asked += await deletionAsked(cinder, id, options);
+      until = performance.now() + waitMs;
     } else if (performance.now() > until) {
       return {
         outcome: 'pending',
@@ -107,7 +108,9 @@ export interface VolumeRemoval {
   volumes: readonly PlannedVolume[];
   /** Parts that are on record: they go, whatever their metadata says by now. */
   recorded: readonly VolumePart[];
-  /** Targets whose create has an unknown outcome: looked for until Cinder's own request timeout has passed. */
+  /** Targets of which Cinder may have something. None: nothing was ever asked of it that is not verified gone, and it is not asked again. */
+  mayBeThere: readonly string[];
+  /** Those whose create has an unknown outcome: looked for until Cinder's own request timeout has passed. */
   mayAppear: readonly string[];
   /** Whether one that has been `creating` for long may be given up. */
   mayGiveUp: boolean;
@@ -123,8 +126,9 @@ export async function removeVolumeSnapshots(
   signal: AbortSignal,
   tell: Tell,
 ): Promise<DeletedVolumePart[]> {
-  if (removal.volumes.length === 0) return [];
-  if (deps.cloud === undefined) return removal.volumes.map((disk) => pendingPart(disk, undefined, noCloud));
+  const wanted = removal.volumes.filter((disk) => removal.mayBeThere.includes(disk.target));
+  if (wanted.length === 0) return [];
+  if (deps.cloud === undefined) return wanted.map((disk) => pendingPart(disk, undefined, noCloud));
   const cloud = cloudOf(deps);
   const { hostPatienceMs = 120_000, hostPollMs = 1_000 } = deps.settings ?? {};
   const ended = new Map<string, DeletedVolumePart>();
@@ -157,7 +161,7 @@ export async function removeVolumeSnapshots(
       if (!isPassing(error) || performance.now() > triedUntil) {
         const known = [...ended.values()];
         const detail = `${error.message} ${error.advice}`.trim();
-        const unknown = removal.volumes.filter((disk) => !known.some((part) => part.target === disk.target));
+        const unknown = wanted.filter((disk) => !known.some((part) => part.target === disk.target));
         return [...known, ...unknown.map((disk) => pendingPart(disk, undefined, detail))];
       }
       tell({ waitingFor: error.message });
