@@ -6,6 +6,7 @@ import type { Logger } from 'pino';
 import type { Cloud } from './activities/deps.js';
 import { runsOf } from './activities/runs.js';
 import { createWorker } from './activities/worker.js';
+import { factsOf, type KnownCloud } from './api/cloud-routes.js';
 import { RunsUnavailable } from './api/runs.js';
 import { type Api, buildApi } from './api/server.js';
 import { TemporalRuns } from './api/temporal-runs.js';
@@ -39,7 +40,7 @@ export class Engine {
   readonly #catalogue: Catalogue;
   readonly #hosts: HostPool;
   readonly #temporal: ConnectedClient;
-  readonly #cloud: Cloud | undefined;
+  readonly #cloud: ConfiguredCloud | undefined;
   readonly #stopping = new AbortController();
   #api: Api | undefined;
   #working: Promise<void> = Promise.resolve();
@@ -77,7 +78,7 @@ export class Engine {
   private constructor(parts: {
     catalogue: Catalogue;
     hosts: HostPool;
-    cloud: Cloud | undefined;
+    cloud: ConfiguredCloud | undefined;
     temporal: ConnectedClient;
     log: Logger;
   }) {
@@ -91,7 +92,13 @@ export class Engine {
   async #start(config: EngineConfig, settings: TemporalSettings): Promise<void> {
     const runs = new AttachedRuns(this.#temporal.client);
     if (config.role !== 'worker') {
-      this.#api = await buildApi({ catalogue: this.#catalogue, hosts: this.#hosts, runs, log: this.#log });
+      this.#api = await buildApi({
+        catalogue: this.#catalogue,
+        hosts: this.#hosts,
+        runs,
+        cloud: this.#cloud,
+        log: this.#log,
+      });
       await listen(this.#api, config.listen);
     }
     const installationId = await this.#catalogue.installationId();
@@ -159,8 +166,10 @@ export class Engine {
   }
 }
 
+type ConfiguredCloud = Cloud & KnownCloud;
+
 /** The cloud of clouds.yaml or of the variables OS_…; none is no error: then only disks of the hosts are snapshotted. */
-function configuredCloud({ openstack }: EngineConfig, log: Logger): Cloud | undefined {
+function configuredCloud({ openstack }: EngineConfig, log: Logger): ConfiguredCloud | undefined {
   const { cloud: name, requestTimeoutMs, ...rules } = openstack;
   try {
     const settings = readCloud(name === undefined ? {} : { cloud: name });
@@ -170,7 +179,7 @@ function configuredCloud({ openstack }: EngineConfig, log: Logger): Cloud | unde
     }
     for (const warning of settings.warnings) log.warn({ cloud: settings.source }, warning);
     log.info({ cloud: settings.source }, 'Ceph disks are snapshotted through Cinder');
-    return { cinder: new CinderClient(settings, { requestTimeoutMs }), ...rules };
+    return { cinder: new CinderClient(settings, { requestTimeoutMs }), about: factsOf(settings), ...rules };
   } catch (cause) {
     if (!(cause instanceof CloudError)) throw cause;
     throw new EngineError(`The cloud cannot be used: ${cause.message}`, { cause });

@@ -2,7 +2,7 @@ import { z } from 'zod';
 
 /**
  * The one table of the API's error codes: HTTP status and title. The host agent's codes pass through with their own text; what they have in common with
- * ours means the same. A request can never be the reason of a 5xx: those say that something of ours is down.
+ * ours means the same. Cinder's are never here: only a run and GET /v1/cloud speak with it, and tell its codes as data. A request can never be the reason of a 5xx: those say that something of ours is down.
  */
 const table = {
   // The request

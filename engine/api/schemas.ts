@@ -52,6 +52,36 @@ export type HostView = z.infer<typeof hostView>;
 
 export const hostsAnswer = z.object({ hosts: z.array(hostView) });
 
+// ---- the cloud
+
+const limit = z.object({ limit: z.number().describe('-1: none'), used: z.number() });
+
+export const cloudView = z
+  .object({
+    configured: z.boolean(),
+    usable: z.boolean().describe('Keystone gave a token, and Cinder answers it'),
+    error: errorText.nullable().describe('Why it cannot be used'),
+    source: z.string().nullable().describe('Where it was read'),
+    authUrl: z.string().nullable().describe("Keystone's address; null: Cinder believes whoever asks (noauth)"),
+    as: z.string().nullable().describe('Who the engine is to the cloud'),
+    project: z.string().nullable().describe('null: the one that the application credential is for'),
+    region: z.string().nullable(),
+    interface: z.enum(['public', 'internal', 'admin']).nullable(),
+    endpoint: z
+      .string()
+      .nullable()
+      .describe("Cinder's address, where it is configured; null: as Keystone's catalogue says"),
+    warnings: z.array(z.string()).describe('What is allowed but ought not to be'),
+    pools: z.array(z.string()).describe("Ceph pools in which the volumes' images may be"),
+    checkAttachment: z.boolean().nullable().describe("Whether a volume's attachment must name the VM"),
+    quota: z
+      .object({ snapshots: limit, gigabytes: limit })
+      .nullable()
+      .describe("The project's; null: not known, or not to be read with this role"),
+  })
+  .meta({ id: 'Cloud' });
+export type CloudView = z.infer<typeof cloudView>;
+
 // ---- VMs
 
 /** A UUID or a name, as it stands in the path. */
@@ -81,15 +111,22 @@ export const vmView = z
     disks: z.array(
       z.object({
         target: z.string(),
-        kind: z.enum(['file', 'block', 'rbd', 'network', 'other']),
-        path: z.string(),
-        image: z.string(),
+        kind: z
+          .enum(['file', 'block', 'rbd', 'network', 'other'])
+          .describe(
+            "file and block: a disk of the host; rbd: a Ceph image, Cinder's where its serial is a volume's id",
+          ),
+        path: z.string().describe("The active image or device of a disk of the host; empty for others'"),
+        image: z.string().describe('POOL/IMAGE of a Ceph image; empty for others'),
         format: z.string(),
         sizeBytes: z.number(),
-        serial: z.string(),
+        serial: z.string().describe("What the guest sees; a volume's disk carries Cinder's id of the volume"),
         writable: z.boolean(),
-        leftOut: z.string().nullable().describe('Why it cannot be snapshotted'),
-        chainDepth: z.number(),
+        leftOut: z
+          .string()
+          .nullable()
+          .describe('Why its host says that it cannot be snapshotted; whose volume it is, a snapshot asks Cinder'),
+        chainDepth: z.number().describe('Images in its backing chain, of a disk of the host'),
       }),
     ),
   })

@@ -16,6 +16,7 @@ import type { z } from 'zod';
 import type { Catalogue } from '../catalogue/catalogue.js';
 import { inputFaults } from '../contract/snapshot-input.js';
 import type { Hosts } from '../hosts/hosts.js';
+import { addCloudRoutes, type KnownCloud } from './cloud-routes.js';
 import { addHealthRoutes } from './health-routes.js';
 import { addHostRoutes } from './host-routes.js';
 import { problemOf } from './problem-of.js';
@@ -30,6 +31,8 @@ export interface ApiDependencies {
   catalogue: Catalogue;
   hosts: Hosts;
   runs: Runs;
+  /** Undefined: none is configured. */
+  cloud: KnownCloud | undefined;
   log: FastifyBaseLogger;
 }
 
@@ -42,6 +45,8 @@ export interface ApiTimes {
   progressTimeoutMs?: number;
   /** How long /readyz waits for the catalogue and for Temporal, ms. Default 2 000. */
   readyTimeoutMs?: number;
+  /** How long /v1/cloud waits for Keystone and Cinder, ms. Default 10 000. */
+  cloudTimeoutMs?: number;
   /** When an `accepted` row without a run is given up, and how often that is looked for, ms. Default 60 000. */
   acceptedLimitMs?: number;
 }
@@ -60,7 +65,7 @@ const bodyLimitBytes = 64 * 1024;
 
 /** The REST API; the caller lets it listen (loopback only: it knows no authentication) and closes it. */
 export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = {}): Promise<Api> {
-  const { catalogue, hosts, runs, log } = dependencies;
+  const { catalogue, hosts, runs, cloud, log } = dependencies;
   const app: Api = Fastify({
     loggerInstance: log,
     bodyLimit: bodyLimitBytes,
@@ -103,6 +108,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
         { name: 'hosts', description: 'Hypervisors with a host agent' },
         { name: 'vms', description: 'What the hosts say of their VMs' },
         { name: 'snapshots', description: 'Snapshots and the runs that make and delete them' },
+        { name: 'cloud', description: 'OpenStack, whose volumes are snapshotted' },
         { name: 'health', description: 'For load balancers and supervisors' },
       ],
     },
@@ -127,6 +133,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
     addHealthRoutes(api, { catalogue, runs, readyTimeoutMs: times.readyTimeoutMs ?? 2_000 });
     addHostRoutes(api, { catalogue, directory });
     addVmRoutes(api, { hosts, directory });
+    addCloudRoutes(api, { cloud, cloudTimeoutMs: times.cloudTimeoutMs ?? 10_000 });
     addSnapshotRoutes(api, { desk, directory });
   });
 

@@ -58,7 +58,7 @@ export class TemporalRuns implements Runs {
     return this.#start('deleteSnapshot', input.vm, input.snapshotId, {
       args: [input],
       staticSummary: summary(`Deletion of a snapshot of ${about.vmName}`),
-      staticDetails: `Deletes the snapshot **${markdown(about.snapshotName)}** of **${markdown(about.vmName)}**: its overlays are merged into their bases.`,
+      staticDetails: `Deletes the snapshot **${markdown(about.snapshotName)}** of **${markdown(about.vmName)}**: its overlays are merged into their bases, and the snapshots of its volumes deleted.`,
       typedSearchAttributes: [
         { key: vmKey, value: about.vmName },
         { key: snapshotKey, value: input.snapshotId },

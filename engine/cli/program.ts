@@ -6,6 +6,7 @@ import { grade } from '../contract/snapshot-result.js';
 import { version } from '../version.js';
 import { ApiClient } from './api-client.js';
 import { cleanUpSnapshots } from './cleanup-command.js';
+import { showCloud } from './cloud-command.js';
 import type { Context } from './context.js';
 import { durationMs } from './duration-option.js';
 import { CommandError, exitCodes } from './exit-codes.js';
@@ -19,7 +20,7 @@ import {
   showSnapshot,
 } from './snapshot-commands.js';
 import { json, plainLines, type Terminal } from './terminal.js';
-import { listVms, thawVm } from './vm-commands.js';
+import { listVms, showVm, thawVm } from './vm-commands.js';
 
 export interface Surroundings {
   readonly terminal: Terminal;
@@ -84,9 +85,13 @@ function describe(program: Command, env: NodeJS.ProcessEnv, terminal: Terminal, 
     );
 
   program
-    .command('vms')
-    .description('list the VMs, and who holds which one frozen, since when')
-    .action(() => act(listVms));
+    .command('vms [vm]')
+    .description('list the VMs, and who holds which one frozen, since when; of one VM (name or UUID): its disks')
+    .action((vm?: string) => act((context) => (vm === undefined ? listVms(context) : showVm(context, vm))));
+  program
+    .command('cloud')
+    .description("show the engine's OpenStack cloud, asked now: whether it can be used, or why not")
+    .action(() => act(showCloud));
   program
     .command('thaw <vm>')
     .description('thaw a guest (name or UUID), whoever froze it; an open window loses its freeze')

@@ -3,7 +3,9 @@ import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 
 import { problemCodes, statusOf } from '@stillpoint/engine/api/problems.js';
+import { cinderErrors } from '@stillpoint/engine/cinder/errors.js';
 import { hostAgentErrorCodes } from '@stillpoint/host-agent/errors.js';
+import { workflowErrors } from '@stillpoint/workflows';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 
 import { someVm } from './fakes.js';
@@ -23,6 +25,7 @@ describe('the edge of the REST API', () => {
     expect(Object.keys(body.paths).sort()).toEqual([
       '/healthz',
       '/readyz',
+      '/v1/cloud',
       '/v1/hosts',
       '/v1/hosts/{name}',
       '/v1/snapshots',
@@ -51,6 +54,14 @@ describe('the edge of the REST API', () => {
     expect(documented.sort()).toEqual(problemCodes.map((code) => `${code} ${statusOf(code)}`).sort());
   });
 
+  it('tells in docs/workflows.md every code with which a run may end, in the code’s own words', async () => {
+    const text = await readFile(new URL('../../docs/workflows.md', import.meta.url), 'utf8');
+    const documented = Object.fromEntries(
+      [...text.matchAll(/^\| `([A-Z_]+)` \| (.+) \|$/gm)].map(([, code, words]) => [code, words]),
+    );
+    expect(documented).toEqual({ ...workflowErrors, ...cinderErrors });
+  });
+
   it('lives and is ready, and says what is not', async () => {
     expect((await served.ask('GET', '/healthz')).status).toBe(200);
     expect((await served.ask('GET', '/readyz')).status).toBe(200);
@@ -63,10 +74,9 @@ describe('the edge of the REST API', () => {
   });
 
   it('says that it is not ready when Temporal does not answer at all', async () => {
-    const hasty = await ServedApi.start({ readyTimeoutMs: 10 });
+    const hasty = await served.anotherEngine({ readyTimeoutMs: 1_000 });
     hasty.runs.ping = () => new Promise(() => {});
     expect(await hasty.ask('GET', '/readyz')).toMatchObject({ status: 503, body: { notReady: ['temporal'] } });
-    await hasty.stop();
   });
 
   it.each(['evil.example', 'evil.example:8700', '127.0.0.1.evil.example', '10.0.0.1:8700', 'localhost@evil.example'])(

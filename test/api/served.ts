@@ -2,6 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
+import type { KnownCloud } from '@stillpoint/engine/api/cloud-routes.js';
 import { type Api, type ApiTimes, buildApi } from '@stillpoint/engine/api/server.js';
 import type { Catalogue } from '@stillpoint/engine/catalogue/catalogue.js';
 import { openCatalogue } from '@stillpoint/engine/catalogue/open.js';
@@ -39,26 +40,26 @@ export class ServedApi {
 
   static async start(times: ApiTimes = { vmsKeptMs: 0 }): Promise<ServedApi> {
     const folder = await mkdtemp(join(tmpdir(), 'stillpoint-api-'));
-    return new ServedApi(folder, await openCatalogue(folder), times).#ready(times);
+    return new ServedApi(folder, await openCatalogue(folder)).#ready(times, undefined);
   }
 
-  private constructor(folder: string, catalogue: Catalogue, _times: ApiTimes) {
+  private constructor(folder: string, catalogue: Catalogue) {
     this.#folder = folder;
     this.catalogue = catalogue;
     this.app = undefined as unknown as Api;
     this.document = undefined as unknown as Document;
   }
 
-  async #ready(times: ApiTimes): Promise<ServedApi> {
+  async #ready(times: ApiTimes, cloud: KnownCloud | undefined): Promise<ServedApi> {
     const { catalogue, hosts, runs } = this;
-    const app = await buildApi({ catalogue, hosts, runs, log: pino({ level: 'silent' }) }, times);
+    const app = await buildApi({ catalogue, hosts, runs, cloud, log: pino({ level: 'silent' }) }, times);
     const document = app.swagger() as unknown as Document;
     return Object.assign(this, { app, document });
   }
 
   /** A second API over the same catalogue, with a Temporal of its own that knows no run; stops with this one. */
-  async anotherEngine(times: ApiTimes = { vmsKeptMs: 0 }): Promise<ServedApi> {
-    const other = await new ServedApi(this.#folder, this.catalogue, times).#ready(times);
+  async anotherEngine(times: ApiTimes = { vmsKeptMs: 0 }, cloud?: KnownCloud): Promise<ServedApi> {
+    const other = await new ServedApi(this.#folder, this.catalogue).#ready(times, cloud);
     this.#others.push(other.app);
     return other;
   }

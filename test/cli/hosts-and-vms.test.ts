@@ -114,6 +114,30 @@ test('vms tells who holds which VM frozen since when, and which hosts are silent
   expect(out).toContain('web-1: still-frozen: the guest agent is stopped; start it');
 });
 
+test('vms of one VM tells what each of its disks is', async () => {
+  const local = {
+    target: 'vda',
+    kind: 'file' as const,
+    path: '/images/a.qcow2',
+    image: '',
+    format: 'qcow2',
+    sizeBytes: 1 << 30,
+    serial: '',
+    writable: true,
+    leftOut: null,
+    chainDepth: 1,
+  };
+  const volume = { ...local, target: 'vdc', kind: 'rbd' as const, path: '', image: 'volumes/volume-v', serial: 'v' };
+  const cdrom = { ...local, target: 'sda', path: '', sizeBytes: 0, writable: false, leftOut: 'read-only' };
+  api.inTurn({ body: vm({ disks: [local, volume, cdrom] }) });
+  const { exitCode, out } = await stillpoint(api.url, ['vms', 'web-1']);
+  expect(exitCode).toBe(0);
+  expect(api.asked).toMatchObject([{ method: 'GET', url: '/v1/vms/web-1' }]);
+  expect(out).toMatch(/^vda +file of the host +1\.0 GiB +\/images\/a\.qcow2 +- +may be taken$/m);
+  expect(out).toMatch(/^vdc +Ceph image +1\.0 GiB +volumes\/volume-v +v +may be taken$/m);
+  expect(out).toMatch(/^sda +file of the host +- +- +- +cannot be taken: read-only$/m);
+});
+
 test('thaw tells what was thawed and which window was lost', async () => {
   api.inTurn({
     body: { vm: { uuid: 'u', name: 'web-1' }, host: 'kvm-01', thawedFileSystems: 3, lostWindow: `${id}.1` },

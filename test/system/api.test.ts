@@ -36,7 +36,7 @@ beforeEach(() => {
 
 function apiOn({ catalogue, hosts, temporal }: Installation): Promise<Api> {
   const runs = new TemporalRuns(temporal.client);
-  return buildApi({ catalogue, hosts, runs, log: pino({ level: 'silent' }) }, { vmsKeptMs: 0 });
+  return buildApi({ catalogue, hosts, runs, cloud: undefined, log: pino({ level: 'silent' }) }, { vmsKeptMs: 0 });
 }
 
 async function ask(method: 'GET' | 'POST' | 'DELETE', url: string, body?: object, on = api) {
