@@ -41,28 +41,27 @@ echo "LAB-READY uptime=$(cut -d' ' -f1 /proc/uptime)" >/dev/console
 exec lab-shell
 `;
 
-// One line in: 'run <id> <base64 of the command>'. One line out: '@<id> <exit code> <base64 of the output>.'
-// Every command runs beside the others: one that hangs on a frozen file system must not take the shell with it.
+// One line in: 'run <id> <the command, escaped for printf %b>'. Out: '+<id> <base64>' for each piece of its output, short enough for the port to take it in one
+// piece from each of many writers, then '@<id> <exit code>'. Every command runs beside the others: one that hangs on a frozen file system must not take the
+// shell with it. Builtins wherever there is one: under TCG a process costs milliseconds of a processor that the tests need too.
 const SHELL = `#!/bin/sh
 mkfifo /run/lab/never; exec 3<>/run/lab/never
 # A virtio port can be opened only once.
 exec 0<>/dev/virtio-ports/${SHELL_PORT} 1>&0 2>/dev/null
+command() {
+  own=/run/lab/$1
+  printf '%b' "$2" >$own.sh
+  ( . $own.sh ) </dev/null >$own.out 2>&1 3>&-
+  code=$?
+  [ -s $own.out ] && base64 -w 16000 $own.out >$own.text && while read -r piece; do echo "+$1 $piece"; done <$own.text
+  echo "@$1 $code"
+  rm -f $own.sh $own.out $own.text
+}
 while :; do
-  while IFS=' ' read -r verb id body; do [ "$verb" = run ] && lab-command "$id" "$body" & done
+  while IFS=' ' read -r verb id body; do [ "$verb" = run ] && command "$id" "$body" & done
   # The end of the input only says that nobody is connected on the host.
   read -t 0.1 tick <&3
 done
-`;
-
-const COMMAND = `#!/bin/sh
-own=/run/lab/$1
-echo "$2" | base64 -d >$own.sh
-sh $own.sh </dev/null >$own.out 2>&1
-code=$?
-until mkdir /run/lab/speaking 2>/dev/null; do usleep 5000; done
-echo "@$1 $code $(base64 $own.out | tr -d '\\n')."
-rmdir /run/lab/speaking
-rm -f $own.sh $own.out
 `;
 
 // A killed guest agent comes back, unless /run/no-ga exists.
@@ -76,27 +75,27 @@ done
 `;
 
 const HOOK = `#!/bin/sh
-log() { echo "$(cut -d' ' -f1 /proc/uptime) $1 $2" >>/run/hook/log; }
+log() { read -r uptime idle </proc/uptime; echo "$uptime $1 $2" >>/run/hook/log; }
 log $1 begin
 [ -e /run/hook/$1-sleep ] && sleep $(cat /run/hook/$1-sleep)
 if [ -e /run/hook/$1-fail ]; then log $1 fail; exit 3; fi
 log $1 end
 `;
 
-// The number goes to / first, to /data second and then to the volumes on Ceph, each in place and synced: whatever instant is
-// cut, each holds the same number as the one before it or one less, and the last at most one less than the first. The files that come and go make the file systems' metadata busy, so that a cut which was
-// not frozen can be told by fsck.
+// The number goes to / first, to /data second and then to the volumes on Ceph, each in place and synced (the file has the attribute S where the lab made the
+// disk): whatever instant is cut, each holds the same number as the one before it or one less, and the last at most one less than the first. The files that
+// come and go make the file systems' metadata busy, so that a cut which was not frozen can be told by fsck.
 const WRITER = `#!/bin/sh
 trap 'touch /run/writer/stopped; exit 0' TERM
-# Builtins where it can be: under TCG a process costs milliseconds of a processor that the tests need too.
 mkfifo /run/writer/never; exec 3<>/run/writer/never
 number=0
 places=
 for place in /data /mnt/*; do [ -d $place/writer ] && places="$places $place"; done
 put() {
-  dd of=$1/writer/number bs=11 conv=notrunc,fsync 2>/dev/null <<END
-$text
-END
+  case $1 in
+    /mnt/*) echo $text | dd of=$1/writer/number bs=11 conv=notrunc,fsync 2>/dev/null;;
+    *) echo $text 1<>$1/writer/number;;
+  esac
 }
 churn() { echo $number >>$1/writer/log; echo $number >$1/writer/file$((number % 64)); : >$1/writer/file$(((number + 32) % 64)); }
 while :; do
@@ -106,26 +105,39 @@ while :; do
   for place in '' $places; do churn $place; done
   [ $((number % 2048)) = 0 ] && for place in '' $places; do : >$place/writer/log; done
   echo $number >/run/writer/number
-  read -t 0.05 tick <&3
+  read -t 0.1 tick <&3
 done
 `;
 
 // Asks the kernel and not the guest agent: who writes to a frozen file system waits in percpu_rwsem_wait until it is thawed.
 // One waiting probe a file system is enough, and it is used again while it waits.
 const FROZEN = `#!/bin/sh
-for mount in / /data /net /mnt/*; do
-  grep -q " $mount " /proc/mounts || continue
-  probe=/run/lab/probe$(echo $mount | tr / -)
-  pid=$(cat $probe 2>/dev/null)
+mounts=
+while read -r device mount rest; do
+  case $mount in /|/data|/net|/mnt/*) case " $mounts " in *" $mount "*) ;; *) mounts="$mounts $mount";; esac;; esac
+done </proc/mounts
+probe_of() { case $1 in /) probe=/run/lab/probe-root;; *) probe=/run/lab/probe-\${1##*/};; esac; }
+for mount in $mounts; do
+  probe_of $mount
+  pid=; [ -s $probe ] && read -r pid <$probe
   if [ -z "$pid" ] || [ ! -d /proc/$pid ]; then
-    ( echo >$mount/.lab-probe ) </dev/null >/dev/null 2>&1 & pid=$!
-    echo $pid >$probe
+    ( echo >$mount/.lab-probe ) </dev/null >/dev/null 2>&1 &
+    echo $! >$probe
   fi
-  while [ -d /proc/$pid ]; do
-    case $(cat /proc/$pid/wchan 2>/dev/null) in percpu_rwsem_wait*) echo $mount; break;; esac
-    usleep 10000
+done
+waiting=$mounts
+while [ -n "$waiting" ]; do
+  usleep 5000
+  left=
+  for mount in $waiting; do
+    probe_of $mount
+    pid=; read -r pid <$probe
+    [ -n "$pid" ] && [ -d /proc/$pid ] || continue
+    # No line end in there, so read says that it failed.
+    at=; read -r at </proc/$pid/wchan
+    case $at in percpu_rwsem_wait*) echo $mount;; *) left="$left $mount";; esac
   done
-  [ -d /proc/$pid ] || rm -f $probe
+  waiting=$left
 done
 `;
 
@@ -144,7 +156,6 @@ poweroff -f
 export const ROOT_SCRIPTS: Readonly<Record<string, string>> = {
   'sbin/init': INIT,
   'bin/lab-shell': SHELL,
-  'bin/lab-command': COMMAND,
   'bin/lab-agent': AGENT,
   'bin/lab-writer': WRITER,
   'bin/lab-frozen': FROZEN,

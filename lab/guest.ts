@@ -19,10 +19,12 @@ export interface HookSettings {
   readonly thawSleepS?: number;
 }
 
-// The guest passes a command as one argument, which Linux limits to 128 KiB.
+// The guest's shell reads a command character by character.
 const COMMAND_LIMIT = 96 * 1024;
 
 interface Waiting {
+  /** Base64 of what it has printed, as far as it has come. */
+  output: string;
   readonly resolve: (result: { exitCode: number; output: string }) => void;
   readonly reject: (error: Error) => void;
 }
@@ -119,7 +121,7 @@ export class Guest {
    */
   async waitUntilThawed(timeoutMs: number): Promise<void> {
     await this.run(
-      'for m in / /data /net /mnt/*; do ! grep -q " $m " /proc/mounts || echo >$m/.lab-thawed; done',
+      'while read -r d m r; do case $m in /|/data|/net|/mnt/*) echo >$m/.lab-thawed;; esac; done </proc/mounts',
       timeoutMs,
     );
   }
@@ -183,7 +185,7 @@ export class Guest {
   }
 
   async #execute(command: string, timeoutMs: number): Promise<{ exitCode: number; output: string }> {
-    const body = Buffer.from(command).toString('base64');
+    const body = escaped(command);
     if (body.length > COMMAND_LIMIT) throw new LabError('GUEST_COMMAND_FAILED', 'The command is too long');
     const socket = await this.#connection();
     this.#counter += 1;
@@ -199,6 +201,7 @@ export class Guest {
         );
       }, timeoutMs);
       this.#waiting.set(id, {
+        output: '',
         resolve: (result) => {
           clearTimeout(timer);
           resolve(result);
@@ -238,10 +241,24 @@ export class Guest {
   }
 
   #hear(line: string): void {
-    const [, id, exitCode, body] = line.match(/@(\S+) (\d+) ([A-Za-z0-9+/=]*)\./) ?? [];
-    if (id === undefined || exitCode === undefined || body === undefined) return;
+    const [, kind, id = '', rest = ''] = line.match(/([+@])(\S+) ([A-Za-z0-9+/=]+)$/) ?? [];
     const waiting = this.#waiting.get(id);
+    if (waiting === undefined) return;
+    if (kind === '+') {
+      waiting.output += rest;
+      return;
+    }
     this.#waiting.delete(id);
-    waiting?.resolve({ exitCode: Number(exitCode), output: Buffer.from(body, 'base64').toString('utf8') });
+    waiting.resolve({ exitCode: Number(rest), output: Buffer.from(waiting.output, 'base64').toString('utf8') });
   }
+}
+
+/** The text as printf's %b takes it, without blanks and line ends. */
+function escaped(text: string): string {
+  return [...Buffer.from(text)]
+    .map((byte) => {
+      const character = String.fromCharCode(byte);
+      return /[A-Za-z0-9./_-]/.test(character) ? character : `\\0${byte.toString(8).padStart(3, '0')}`;
+    })
+    .join('');
 }

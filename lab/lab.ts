@@ -12,6 +12,7 @@ import { Libvirtd, type QemuUser } from './libvirtd.js';
 import { ensurePackages, VM_REQUIREMENTS } from './packages.js';
 import { endProcess, identifyProcess, isRunning, type ProcessIdentity, ProcessTable } from './processes.js';
 import type { Progress } from './programs.js';
+import { SavedBoots } from './saved-boot.js';
 import type { Storage } from './storage/storage.js';
 import { type CephDisks, findQemus, Vm, type VmDisk } from './vm.js';
 
@@ -58,6 +59,7 @@ interface Owner {
   readonly kept: boolean;
   readonly setup: string;
   readonly acceleration: Acceleration;
+  readonly cacheFolder: string;
 }
 
 const FIRST_VM = { name: 'web-1', uuid: '57111900-0000-4000-8000-000000000001' };
@@ -85,6 +87,7 @@ export class Lab {
   readonly #image: GuestImage;
   readonly #qemuUser: QemuUser;
   readonly #processes: ProcessTable;
+  readonly #savedBoots: SavedBoots;
   readonly #extraVms: Vm[] = [];
   /** The VM that is always there: vda (ESP and root) and vdb (/data) in qcow2 files; vdc (/net) over NBD, or volumes from vdc on. */
   readonly vm: Vm;
@@ -94,6 +97,7 @@ export class Lab {
     image: GuestImage,
     acceleration: Acceleration,
     qemuUser: QemuUser,
+    savedBoots: SavedBoots,
     ceph?: CephVolumes,
   ) {
     const run = runFolder(stateFolder);
@@ -101,6 +105,7 @@ export class Lab {
     this.acceleration = acceleration;
     this.#image = image;
     this.#qemuUser = qemuUser;
+    this.#savedBoots = savedBoots;
     this.#processes = new ProcessTable(join(run, 'processes.json'));
     this.libvirtd = new Libvirtd(join(run, 'host'), qemuUser, acceleration, this.#processes);
     this.vm = this.#vm(FIRST_VM.name, FIRST_VM.uuid, {
@@ -121,6 +126,31 @@ export class Lab {
     checkPlatform();
     await ensurePackages(VM_REQUIREMENTS, progress);
     await chooseAcceleration(await ensureGuestImage(cacheFolder, progress), cacheFolder, progress);
+  }
+
+  /**
+   * Boots the guest once and keeps it as it is then: every later lab of this cache goes on from there. Nothing happens where that has been done, or where KVM
+   * makes a boot quick. Where libvirt or QEMU cannot go on from what it saved, that is said, and every lab boots its guests.
+   */
+  static async saveBoot(options: Pick<LabOptions, 'stateFolder' | 'cacheFolder' | 'progress'> = {}): Promise<void> {
+    const progress = options.progress ?? (() => undefined);
+    const stateFolder = resolve(options.stateFolder ?? defaultStateFolder());
+    const cacheFolder = resolve(options.cacheFolder ?? join(defaultStateFolder(), 'cache'));
+    const image = await ensureGuestImage(cacheFolder, progress);
+    if ((await chooseAcceleration(image, cacheFolder, progress)) === 'kvm') return;
+    const down = new Lab(stateFolder, runImage(runFolder(stateFolder)), 'tcg', 'root', new SavedBoots(cacheFolder));
+    if (await down.vm.isBootSaved()) return;
+    const lab = await Lab.up(options);
+    try {
+      progress(`VM ${lab.vm.name}: saving it as it has booted`);
+      await lab.vm.saveBoot();
+      await lab.vm.reset().catch(async (error: unknown) => {
+        await lab.vm.dropSavedBoot();
+        progress(`VM ${lab.vm.name}: cannot go on from there, guests boot here (${error})`);
+      });
+    } finally {
+      await lab.down();
+    }
   }
 
   /**
@@ -149,20 +179,21 @@ export class Lab {
     const run = runFolder(stateFolder);
     await mkdir(join(run, 'sockets'), { recursive: true });
     await mkdir(join(run, 'logs'), { recursive: true });
-    claim(stateFolder, { process: self(), kept: false, setup, acceleration: 'tcg' });
+    claim(stateFolder, { process: self(), kept: false, setup, acceleration: 'tcg', cacheFolder });
     try {
       const built = await ensureGuestImage(cacheFolder, progress);
       const acceleration = await chooseAcceleration(built, cacheFolder, progress);
       // A VM may run as a user who cannot reach the cache, and an image in use must not depend on it.
       const image = await copyToRun(built, run);
-      const lab = new Lab(stateFolder, image, acceleration, qemuUser, options.ceph);
+      const lab = new Lab(stateFolder, image, acceleration, qemuUser, new SavedBoots(cacheFolder), options.ceph);
       progress('libvirtd: starting');
       await lab.libvirtd.start();
       const startedAt = performance.now();
-      progress(`VM ${lab.vm.name}: booting (${acceleration.toUpperCase()})`);
+      const how = (await lab.vm.isBootSaved()) ? 'going on from a saved boot' : 'booting';
+      progress(`VM ${lab.vm.name}: ${how} (${acceleration.toUpperCase()})`);
       await lab.vm.create();
       progress(`VM ${lab.vm.name}: guest agent answers after ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
-      reclaim(stateFolder, { process: self(), kept: options.keep === true, setup, acceleration });
+      reclaim(stateFolder, { process: self(), kept: options.keep === true, setup, acceleration, cacheFolder });
       return lab;
     } catch (error) {
       await endRun(stateFolder, { keepLogs: true });
@@ -268,6 +299,8 @@ export class Lab {
       acceleration: this.acceleration,
       kernel: this.#image.kernel,
       initrd: this.#image.initrd,
+      folder: run,
+      savedBoots: this.#savedBoots,
       socketsFolder: join(run, 'sockets'),
       logsFolder: join(run, 'logs'),
       relabel: this.#qemuUser !== 'root',
@@ -301,6 +334,7 @@ export class Lab {
       runImage(run),
       owner.acceleration,
       owner.setup.endsWith('libvirt-qemu') ? 'libvirt-qemu' : 'root',
+      new SavedBoots(owner.cacheFolder),
     );
   }
 }

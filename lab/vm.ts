@@ -10,8 +10,11 @@ import { copyImage } from './guest-image.js';
 import type { Libvirtd } from './libvirtd.js';
 import { identifyProcess, type ProcessIdentity, type ProcessTable, signalProcess } from './processes.js';
 import { runProgram } from './programs.js';
+import { type SavedBoot, type SavedBoots, writeMemoryOf } from './saved-boot.js';
 import type { AttachedVolume } from './storage/cinder.js';
 import type { Storage } from './storage/storage.js';
+
+const NO_LABEL = "  <seclabel type='none'/>\n";
 
 /** A disk of a lab VM in a file: what lies in `source` is copied to `path` whenever the disk is made pristine. */
 export interface VmDisk {
@@ -48,6 +51,10 @@ export interface VmHost {
   readonly acceleration: Acceleration;
   readonly kernel: string;
   readonly initrd: string;
+  /** The folder of this run, below which all paths of its VMs lie. */
+  readonly folder: string;
+  /** Booted guests to go on from. */
+  readonly savedBoots: SavedBoots;
   readonly socketsFolder: string;
   readonly logsFolder: string;
   /** True: libvirt relabels disk files (dynamic_ownership), so the XML must not forbid it. */
@@ -91,27 +98,47 @@ export class Vm {
     return Object.fromEntries([...this.#volumes].map(([target, { id }]) => [target, id]));
   }
 
-  /** Makes the disks anew, defines the domain and starts it; returns when the guest's shell and its agent answer. */
+  /** Makes the disks anew, defines the domain and starts it, from a saved boot where there is one; returns when the guest's shell and its agent answer. */
   async create(): Promise<void> {
-    await this.define();
-    await this.start();
+    // Volumes are made anew and never saved: their guest boots.
+    const { ceph } = this.definition;
+    const saved = ceph === undefined ? await this.#host.savedBoots.find(this.#machine()) : undefined;
+    await this.#define(saved);
+    if (saved === undefined) await this.start();
+    else await this.#goOnFrom(saved);
   }
 
   /** Makes the disks anew and defines the domain, shut off. */
   async define(): Promise<void> {
-    await Promise.all([this.#makeDisks(), this.#makeVolumes()]);
-    const file = join(this.#host.logsFolder, `${this.name}.xml`);
-    await writeFile(file, this.#xml());
-    await this.#libvirtd.virsh(['define', file]);
+    await this.#define(undefined);
   }
 
   /** Starts the domain as it is defined, and waits for the guest's shell and (if it has a channel) its agent. */
   async start(): Promise<void> {
-    for (const disk of this.definition.disks) if (disk.kind === 'nbd') await this.#startNbd(disk);
-    await rm(this.#shellSocket, { force: true });
-    await this.#libvirtd.virsh(['start', this.name]);
-    await this.guest.waitForShell();
-    if (this.definition.agentChannel) await this.guest.waitForAgent();
+    await this.#startAs(['start', this.name]);
+  }
+
+  /** Keeps the guest as it has just booted, for every VM like this one. The VM is off then. */
+  async saveBoot(): Promise<void> {
+    // What the boot has left in free memory would make the file three times as large.
+    await this.guest.run(
+      'mkdir /run/zero && mount -t tmpfs -o size=75% tmpfs /run/zero && dd if=/dev/zero of=/run/zero/file bs=1M 2>/dev/null; umount /run/zero; rmdir /run/zero',
+      60_000,
+    );
+    const disks = new Map(this.definition.disks.map(({ target, path }) => [target, path]));
+    await this.#host.savedBoots.keep(this.#machine(), disks, async (memory) => {
+      await this.#libvirtd.virsh(['save', this.name, memory]);
+      this.guest.disconnect();
+    });
+  }
+
+  /** True when the guest need not boot: one like it has been saved. */
+  async isBootSaved(): Promise<boolean> {
+    return (await this.#host.savedBoots.find(this.#machine())) !== undefined;
+  }
+
+  async dropSavedBoot(): Promise<void> {
+    await this.#host.savedBoots.drop(this.#machine());
   }
 
   /** Lets the guest power itself off, its file systems unmounted, and waits until the domain is shut off. */
@@ -222,10 +249,46 @@ export class Vm {
     return join(this.#host.socketsFolder, `${this.name}-${disk.target}.nbd`);
   }
 
-  async #makeDisks(): Promise<void> {
+  async #startAs(command: readonly string[]): Promise<void> {
+    for (const disk of this.definition.disks) if (disk.kind === 'nbd') await this.#startNbd(disk);
+    await rm(this.#shellSocket, { force: true });
+    await this.#libvirtd.virsh(command);
+    await this.guest.waitForShell();
+    if (this.definition.agentChannel) await this.guest.waitForAgent();
+  }
+
+  async #define(saved: SavedBoot | undefined): Promise<void> {
+    await Promise.all([this.#makeDisks(saved), this.#makeVolumes()]);
+    const file = join(this.#host.logsFolder, `${this.name}.xml`);
+    await writeFile(file, this.#xml());
+    await this.#libvirtd.virsh(['define', file]);
+  }
+
+  async #goOnFrom(saved: SavedBoot): Promise<void> {
+    const memory = join(dirname(this.#shellSocket), `${this.name}.memory`);
+    try {
+      await writeMemoryOf(saved, await this.xml('inactive'), memory);
+      await this.#startAs(['restore', memory]);
+    } finally {
+      await rm(memory, { force: true });
+    }
+  }
+
+  /** The XML without what may differ from one VM to a like one. */
+  #machine(): string {
+    const { name, uuid } = this.definition;
+    return this.#xml()
+      .replaceAll(this.#host.folder, '')
+      .replaceAll(uuid, '')
+      .replaceAll(name, '')
+      .replace(NO_LABEL, '');
+  }
+
+  async #makeDisks(saved: SavedBoot | undefined): Promise<void> {
     for (const disk of this.definition.disks) {
       await mkdir(dirname(disk.path), { recursive: true });
-      if (disk.format === 'raw' && disk.source.endsWith('.qcow2')) {
+      if (saved !== undefined) await copyImage(saved.disk(disk.target), disk.path);
+      else if (disk.format === 'raw' && disk.source.endsWith('.qcow2')) {
         await runProgram('qemu-img', ['convert', '-O', 'raw', disk.source, disk.path]);
       } else await copyImage(disk.source, disk.path);
     }
@@ -316,7 +379,7 @@ ${vm.agentChannel ? "    <channel type='unix'><target type='virtio' name='org.qe
     <channel type='unix'><source mode='bind' path='${this.#shellSocket}'/><target type='virtio' name='${SHELL_PORT}'/></channel>
     <memballoon model='none'/>
   </devices>
-${relabel ? '' : "  <seclabel type='none'/>\n"}</domain>
+${relabel ? '' : NO_LABEL}</domain>
 `;
   }
 
