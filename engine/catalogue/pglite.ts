@@ -4,6 +4,8 @@ import { mkdir } from 'node:fs/promises';
 import { PGlite } from '@electric-sql/pglite';
 import { NodeFS } from '@electric-sql/pglite/nodefs';
 
+import { copyEmptyDatabase } from './empty-database.js';
+
 /**
  * Opens the embedded PostgreSQL on a folder, such that what is committed is on the disk.
  *
@@ -12,6 +14,7 @@ import { NodeFS } from '@electric-sql/pglite/nodefs';
  */
 export async function openPglite(folder: string): Promise<PGlite> {
   await mkdir(folder, { recursive: true, mode: 0o700 });
+  await copyEmptyDatabase(folder);
   return PGlite.create({
     fs: new SyncedFolder(folder),
     // wal_sync_method: Emscripten answers fdatasync itself, without asking the file system.
