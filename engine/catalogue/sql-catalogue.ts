@@ -311,9 +311,12 @@ export class SqlCatalogue implements Catalogue {
         const left = parts.filter((part) => !gone.has(thing(part)));
         const known = new Set(parts.map(thing));
         const found = end.merged.filter((part) => !isGone(part) && !known.has(thing(part)));
+        // Once each: a Cinder that does not answer is pending without the id of the part that is known.
         const pending = [
-          ...left.map((part) => whatIsPending(part, end.merged)),
-          ...found.map(({ target, detail }) => `${target}: ${detail}`),
+          ...new Set([
+            ...left.map((part) => whatIsPending(part, end.merged)),
+            ...found.map(({ target, detail }) => `${target}: ${detail}`),
+          ]),
         ];
         // With any part merged it is no snapshot of that window any more; until then it is as good as before.
         const isWhole = row.result !== null && left.length === parts.length;

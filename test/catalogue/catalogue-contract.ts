@@ -468,6 +468,27 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
           pending: ['vdc: Cinder is still creating it.'],
         });
       });
+
+      it('says once what is pending of a part that could not be asked for', async () => {
+        const vm = randomUUID();
+        const volume = { target: 'vdc', kind: 'volume' as const, volume: 'v', snapshot: 's', sizeBytes: 1 };
+        const id = await complete(vm, [part('/i/a', '/i/a.1'), volume]);
+        const runId = randomUUID();
+        await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId });
+        const { target, kind } = volume;
+        await one.abandonDeleting(id, runId, {
+          error: { code: 'CLEANUP_PENDING', text: 'vdc' },
+          merged: [
+            merged('/i/a.1', '/i/a'),
+            { target, kind, volume: 'v', snapshot: '', outcome: 'pending', detail: 'Cinder does not answer.' },
+          ],
+        });
+        expect(await other.getSnapshot(id)).toMatchObject({
+          state: 'cleanup-pending',
+          parts: [volume],
+          pending: ['vdc: Cinder does not answer.'],
+        });
+      });
     });
 
     describe('lists', () => {
