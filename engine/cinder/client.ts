@@ -115,6 +115,8 @@ export class CinderClient implements Cinder {
     const { metadata, volumeId } = query;
     const wanted = Object.entries(metadata);
     const found = new Map<string, VolumeSnapshot>();
+    /** The last ones of the pages: a list that comes round again would never end. */
+    const seen = new Set<string>();
     let marker: string | undefined;
     for (;;) {
       const { access, read } = await this.#call(
@@ -130,7 +132,7 @@ export class CinderClient implements Cinder {
           ...options,
         },
       );
-      const page = read(pageOfSnapshots);
+      const page = read(pageOfSnapshots, ({ snapshots }) => !seen.has(snapshots.at(-1)?.snapshot.id ?? ''));
       for (const { snapshot, projectId } of page.snapshots) {
         // A filter that Cinder does not know, or that its administrator has switched off, it leaves out without a word.
         const fits =
@@ -140,7 +142,8 @@ export class CinderClient implements Cinder {
         if (fits) found.set(snapshot.id, snapshot);
       }
       const last = page.snapshots.at(-1)?.snapshot.id;
-      if (!page.hasNext || last === undefined || last === marker) return [...found.values()];
+      if (!page.hasNext || last === undefined) return [...found.values()];
+      seen.add(last);
       marker = last;
     }
   }
