@@ -126,12 +126,16 @@ export class SnapshotDesk {
   /** As `view`, once the run is over or `signal` has aborted. */
   async viewAtEnd(snapshotId: string, signal: AbortSignal): Promise<SnapshotView> {
     const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
-    if ('run' in followed) {
-      await this.#runs.ended(followed.run, signal).catch((error: unknown) => {
-        if (!signal.aborted) throw error;
-      });
-    }
-    return this.view(snapshotId);
+    if (!('run' in followed)) return this.view(snapshotId);
+    const isOver = await this.#runs.ended(followed.run, signal).then(
+      () => true,
+      (error: unknown) => {
+        if (signal.aborted) return false;
+        throw error;
+      },
+    );
+    // What a run told last is not asked then: one that was terminated would still say that it goes on.
+    return isOver ? this.#withSteps(await this.#viewOfEnded(snapshotId, followed)) : this.view(snapshotId);
   }
 
   /**

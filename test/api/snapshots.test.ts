@@ -269,6 +269,16 @@ describe('snapshots over the REST API', () => {
       expect(seen.body.pending).toEqual([expect.stringContaining('taken back')]);
     });
 
+    it('ends the wait for a run that is terminated meanwhile, however fresh its last words are', async () => {
+      const { body } = await post({});
+      await takeOver(body.id);
+      const steps = [{ name: 'cut vda', startedAt: new Date().toISOString() }];
+      served.runs.of(body.id).progress = progress({ steps });
+      const waiting = served.ask('GET', `/v1/snapshots/${body.id}?wait=30`);
+      served.runs.end(body.id, 'TERMINATED');
+      expect((await waiting).body).toMatchObject({ state: 'cleanup-pending', error: { code: 'RUN_ENDED' } });
+    });
+
     it('does not take a terminated run’s last words for what goes on', async () => {
       const { body } = await post({});
       await takeOver(body.id);

@@ -104,6 +104,27 @@ describe('the REST API on a real Temporal server', () => {
     expect((await ask('GET', `/v1/vms/${uuid}`)).body.hold).toBeNull();
   });
 
+  it('shows a terminated run as what is to be cleaned up, alone and in the list, and cleans it up', async () => {
+    const held = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const id = await take();
+    await held.hit;
+    const { run } = (await ask('GET', `/v1/snapshots/${id}`)).body;
+    await all.temporal.client.workflow.getHandle(run.workflowId, run.runId).terminate('an administrator lost patience');
+    held.release();
+    const left = await atEnd(id);
+    expect(left).toMatchObject({ state: 'cleanup-pending', error: { code: 'RUN_ENDED' } });
+    const listed = (await ask('GET', `/v1/snapshots?vm=${uuid}&state=cleanup-pending`)).body.snapshots;
+    expect(listed).toMatchObject([{ id, state: 'cleanup-pending', pending: left.pending }]);
+
+    expect((await ask('POST', `/v1/snapshots/${id}/cleanup`)).status).toBe(202);
+    expect(await atEnd(id)).toMatchObject({ state: 'deleted', pending: [] });
+    expect(await ask('POST', `/v1/snapshots/${id}/cleanup`)).toMatchObject({
+      status: 409,
+      body: { code: 'SNAPSHOT_STATE', state: 'deleted' },
+    });
+    expect((await ask('GET', `/v1/vms/${uuid}`)).body.hold).toBeNull();
+  });
+
   it('tells why a request was refused by the run’s first step', async () => {
     const id = await take({ disks: ['vdz'] });
     const refused = await atEnd(id);
