@@ -169,7 +169,9 @@ export class Lab {
     checkPath(stateFolder);
     await ensurePackages(VM_REQUIREMENTS, progress);
     if (qemuUser !== 'root') await checkReachable(stateFolder);
-    const setup = `${recipeHash()} ${qemuUser}`;
+    const { ceph } = options;
+    const network = ceph === undefined ? 'nbd' : `${ceph.storage.fsid}/${ceph.volumes}`;
+    const setup = `${recipeHash()} ${network} ${qemuUser}`;
     const kept = await findKept(stateFolder, setup);
     if (kept !== undefined) {
       progress('lab: is up already');
@@ -433,7 +435,7 @@ async function findKept(stateFolder: string, setup?: string): Promise<Lab | unde
   const lab = Lab.restore(stateFolder, owner);
   if (lab.libvirtd.process === undefined || lab.vm.qemu === undefined) return undefined;
   try {
-    await lab.guest.waitForAgent(10_000);
+    await lab.guest.waitForAgent(30_000);
     return lab;
   } catch {
     return undefined;

@@ -1,28 +1,56 @@
+import { join } from 'node:path';
 import { LabError } from './errors.js';
-import { Lab } from './lab.js';
+import { defaultStateFolder, Lab } from './lab.js';
+import { ensurePackages, STORAGE_REQUIREMENTS, VM_REQUIREMENTS } from './packages.js';
+import { attachStorage, endStorage, type Storage, startStorage } from './storage/storage.js';
 
-const USAGE = `Usage: node lab/dist/main.js up | down | status | guest 'command'
+const USAGE = `Usage: npm run lab [-- COMMAND]
+  (none)             brings everything up (Ceph, Cinder, Keystone, libvirt, a guest), and takes it down again at Ctrl-C
+  up                 brings it up and leaves it running
+  down               ends it and removes what it made
+  status             says where everything is
+  guest 'COMMAND'    runs a command in the guest
+  cinder ARGUMENTS   runs the command cinder, without authentication
 The lab lies in $STILLPOINT_LAB_STATE, or in \${XDG_CACHE_HOME:-~/.cache}/stillpoint/lab.`;
 
-const stateFolder = process.env.STILLPOINT_LAB_STATE || undefined;
+/** vdc and vdd. */
+const VOLUMES = 2;
+
+const stateFolder = process.env.STILLPOINT_LAB_STATE || defaultStateFolder();
+const cacheFolder = join(defaultStateFolder(), 'cache');
+const storageFolder = join(stateFolder, 'storage');
 const say = (line: string) => process.stdout.write(`${line}\n`);
 
 async function main([command, ...rest]: readonly string[]): Promise<number> {
   switch (command) {
+    case undefined:
     case 'up': {
-      for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-        process.once(signal, () => void Lab.down(stateFolder, say).finally(() => process.exit(130)));
+      const stopped = new AbortController();
+      const signalled = new Promise<void>((resolve) => {
+        for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+          process.once(signal, () => {
+            stopped.abort(new LabError('LAB_NOT_UP', 'Stopped before it was up'));
+            resolve();
+          });
+        }
+      });
+      try {
+        await bringUp(stopped.signal);
+      } catch (error) {
+        await takeDown();
+        throw error;
       }
-      const lab = await Lab.up({ keep: true, progress: say, ...(stateFolder === undefined ? {} : { stateFolder }) });
-      await showStatus(lab);
-      lab.guest.disconnect();
+      if (command === 'up') return 0;
+      say('Ctrl-C ends it.');
+      await signalled;
+      await takeDown();
       return 0;
     }
     case 'down':
-      await Lab.down(stateFolder, say);
+      await takeDown();
       return 0;
     case 'status':
-      await showStatus(await Lab.attach(stateFolder));
+      await showStatus(await Lab.attach(stateFolder), attachStorage(storageFolder));
       return 0;
     case 'guest': {
       if (rest.length === 0) break;
@@ -34,16 +62,69 @@ async function main([command, ...rest]: readonly string[]): Promise<number> {
       }
       return 0;
     }
+    case 'cinder': {
+      const { exitCode, stdout, stderr } = await attachStorage(storageFolder).cinderCommand(rest);
+      process.stdout.write(stdout);
+      process.stderr.write(stderr);
+      return exitCode;
+    }
   }
   process.stderr.write(`${USAGE}\n`);
   return 2;
 }
 
-async function showStatus(lab: Lab): Promise<void> {
-  say(`state    ${lab.stateFolder}`);
-  say(`libvirt  qemu:///system?socket=${lab.libvirtSocket}`);
-  say(`VM       ${lab.vm.name} ${lab.vm.uuid} ${await lab.vm.state()} (${lab.acceleration.toUpperCase()})`);
-  for (const { name, pid } of lab.processes()) say(`process  ${pid} ${name}`);
+async function bringUp(signal: AbortSignal): Promise<void> {
+  // In one go: it is the longest part, and one after the other takes longer.
+  await ensurePackages([...VM_REQUIREMENTS, ...STORAGE_REQUIREMENTS], say);
+  const storage = findStorage() ?? (await startNewStorage(signal));
+  signal.throwIfAborted();
+  const lab = await Lab.up({ keep: true, progress: say, stateFolder, ceph: { storage, volumes: VOLUMES } });
+  try {
+    signal.throwIfAborted();
+    await showStatus(lab, storage);
+  } finally {
+    lab.guest.disconnect();
+  }
+}
+
+/** The storage of an earlier `up`, if all of it runs. */
+function findStorage(): Storage | undefined {
+  try {
+    const storage = attachStorage(storageFolder);
+    return storage.daemons.every(({ pids }) => pids.length > 0) ? storage : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function startNewStorage(signal: AbortSignal): Promise<Storage> {
+  return startStorage({ folder: storageFolder, cacheFolder, keystone: true, monitor: 'stock', signal, progress: say });
+}
+
+async function takeDown(): Promise<void> {
+  await Lab.down(stateFolder, say);
+  const ended = await endStorage(storageFolder);
+  if (ended > 0) say(`storage: down (${ended} processes ended)`);
+}
+
+async function showStatus(lab: Lab, storage: Storage): Promise<void> {
+  say(`state     ${lab.stateFolder}`);
+  say(`libvirt   qemu:///system?socket=${lab.libvirtSocket}`);
+  say(`VM        ${lab.vm.name} ${lab.vm.uuid} ${await lab.vm.state()} (${lab.acceleration.toUpperCase()})`);
+  say(`guest     npm run --silent lab -- guest 'cat /proc/mounts'`);
+  say(`Ceph      ceph -c ${storage.cephConf} -s`);
+  say(`Cinder    npm run --silent lab -- cinder list`);
+  say(
+    `          ${storage.cinder.endpoint}/${storage.cinder.projectId}, X-Auth-Token: ${storage.cinder.userId}:${storage.cinder.projectId}`,
+  );
+  if (storage.keystone !== undefined) {
+    const { authUrl, member, admin } = storage.keystone;
+    say(
+      `Keystone  ${authUrl}: ${member.name} / ${member.password} (project ${member.projectName}), admin / ${admin.password}`,
+    );
+  }
+  for (const { name, pid } of lab.processes()) say(`process   ${pid} ${name}`);
+  for (const { name, pids } of storage.daemons) say(`process   ${pids.join(' ') || 'none'} ${name}`);
 }
 
 try {

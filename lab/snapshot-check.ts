@@ -29,6 +29,25 @@ export interface ImageReport {
   readonly fileSystems: readonly FileSystemReport[];
 }
 
+/** One disk of a snapshot. */
+export interface SnapshotPart {
+  /** The disk as the guest has it: vda, vdb, ... */
+  readonly target: string;
+  /** A file, or what QEMU reads as one: `rbd:...` of a volume's snapshot. */
+  readonly image: string;
+}
+
+/** What a snapshot of a VM of the lab is worth, by its content alone. */
+export interface SetReport {
+  readonly images: readonly ImageReport[];
+  /** True: fsck found nothing to repair and nothing to replay on any disk. */
+  readonly clean: boolean;
+  /** What the guest's writer had written last to each file system, in the order in which it goes round them. */
+  readonly numbers: readonly number[];
+  /** True: the numbers are those of one instant: none is higher than the one before it, and the last is at most one less than the first. */
+  readonly ordered: boolean;
+}
+
 const MIB = 1024 * 1024;
 const SECTOR = 512;
 const TYPE_ESP = 0xef;
@@ -48,6 +67,26 @@ export async function verifySnapshot(paths: readonly string[]): Promise<ImageRep
   } finally {
     await rm(work, { recursive: true, force: true });
   }
+}
+
+/**
+ * Checks all disks of a snapshot, local and on Ceph: each by itself with fsck, and all together by the order in which the guest's writer
+ * wrote to them.
+ *
+ * @throws LabError PROGRAM_FAILED when an image cannot be read.
+ */
+export async function verifySet(parts: readonly SnapshotPart[]): Promise<SetReport> {
+  // The order of the targets is the one in which the writer goes round.
+  const inOrder = [...parts].sort((one, other) => (one.target < other.target ? -1 : 1));
+  const images = await verifySnapshot(inOrder.map(({ image }) => image));
+  const numbers = images.flatMap(({ fileSystems }) => fileSystems.flatMap(({ writerNumber }) => writerNumber ?? []));
+  return { images, clean: images.every(({ clean }) => clean), numbers, ordered: isOrdered(numbers) };
+}
+
+/** True where the writer's numbers can be those of one instant. */
+export function isOrdered(numbers: readonly number[]): boolean {
+  const [first, last] = [numbers[0] ?? Number.NaN, numbers.at(-1) ?? Number.NaN];
+  return first - last <= 1 && numbers.every((number, index) => index === 0 || number <= (numbers[index - 1] ?? 0));
 }
 
 async function verifyImage(path: string, work: string): Promise<ImageReport> {

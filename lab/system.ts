@@ -43,6 +43,8 @@ export interface SystemOptions {
   /** Further keys of host-agent.yaml and engine.yaml, over those that the lab sets. */
   readonly hostAgentConfig?: Record<string, unknown>;
   readonly engineConfig?: Record<string, unknown>;
+  /** Further variables of the engine's environment: the cloud, in the OS_* that every OpenStack tool reads. */
+  readonly engineEnvironment?: Readonly<Record<string, string>>;
 }
 
 /** `Body` is the route's answer as the caller knows it; the API's own tests hold it against the OpenAPI document. */
@@ -207,6 +209,7 @@ export class System {
     return this.#start('engine', 'engine', 'engine.yaml', {
       TEMPORAL_ADDRESS: this.temporal.address,
       TEMPORAL_NAMESPACE: 'default',
+      ...this.#options.engineEnvironment,
     });
   }
 
@@ -278,7 +281,7 @@ export class System {
     env: Record<string, string>,
   ): LabProcess {
     const path = join(repositoryRoot(), workspace, 'dist', 'main.js');
-    // Nothing of the caller's own Stillpoint or Temporal may leak into this one.
+    // Nothing of the caller's own Stillpoint, Temporal or cloud may leak into this one.
     const environment = Object.entries({ ...withoutOurs(process.env), ...env }).map(
       ([key, value]) => `${key}=${value}`,
     );
@@ -362,7 +365,7 @@ function hypervisorKeys(hypervisor: SystemHypervisor): Record<string, unknown> {
 function withoutOurs(env: NodeJS.ProcessEnv): Record<string, string> {
   const kept: Record<string, string> = {};
   for (const [key, value] of Object.entries(env)) {
-    if (value !== undefined && !/^(STILLPOINT_|TEMPORAL_)/.test(key)) kept[key] = value;
+    if (value !== undefined && !/^(STILLPOINT_|TEMPORAL_|OS_)/.test(key)) kept[key] = value;
   }
   return kept;
 }

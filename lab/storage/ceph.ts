@@ -105,6 +105,11 @@ export class Ceph {
       await this.#ceph(['tell', 'mon.a', 'config', 'set', key, value]);
   }
 
+  async monitorOption(name: string): Promise<number> {
+    const answer = await this.#ceph<Record<string, string>>(['tell', 'mon.a', 'config', 'get', name]);
+    return Number(answer[name]);
+  }
+
   /** Runs `rbd` with the administrator's key and answers what it printed. */
   async rbd(args: readonly string[], timeoutMs = 60_000): Promise<string> {
     return (await runProgram('rbd', ['-c', this.conf, ...args], { timeoutMs })).stdout;

@@ -82,19 +82,31 @@ export class Cinder {
     return ['--config-file', this.conf, '--log-file', join(this.#folder, 'logs', `${name}.log`)];
   }
 
-  /** Starts the services and waits until a volume could be made. */
-  async start(signal?: AbortSignal): Promise<void> {
-    await Promise.all(Object.values(this.daemons).map((daemon) => daemon.start(signal)));
-    for (;;) {
+  /** Starts the services and waits until a volume could be made. `ceph`: comes true when Ceph serves, which the volume service alone needs. */
+  async start(ceph: Promise<unknown>, signal?: AbortSignal): Promise<void> {
+    const { api, scheduler, volume } = this.daemons;
+    await Promise.all([api.start(signal), scheduler.start(signal), ceph.then(() => volume.start(signal))]);
+    while (!(await this.#hasPool().catch(() => false))) {
       signal?.throwIfAborted();
-      const { body } = await this.request('GET', '0', '/scheduler-stats/get_pools');
-      if (Array.isArray(body.pools) && body.pools.length > 0) return;
       await delay(50);
     }
   }
 
+  /** Says whether the scheduler knows where to put a volume. */
+  async #hasPool(): Promise<boolean> {
+    // Short: a question that RabbitMQ lost is answered after Cinder's own 60 s, and a second one at once.
+    const { body } = await this.request('GET', '0', '/scheduler-stats/get_pools', undefined, 5_000);
+    return Array.isArray(body.pools) && body.pools.length > 0;
+  }
+
   /** One request as the administrator that everybody is without authentication; `path` is what follows the project id. */
-  async request(method: string, projectId: string, path: string, body?: unknown): Promise<CinderAnswer> {
+  async request(
+    method: string,
+    projectId: string,
+    path: string,
+    body?: unknown,
+    timeoutMs = 90_000,
+  ): Promise<CinderAnswer> {
     const answer = await fetch(`${this.endpoint}/${projectId}${path}`, {
       method,
       headers: {
@@ -103,7 +115,7 @@ export class Cinder {
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      signal: AbortSignal.timeout(90_000),
+      signal: AbortSignal.timeout(timeoutMs),
     });
     const text = await answer.text();
     return { status: answer.status, body: text === '' ? {} : (JSON.parse(text) as CinderAnswer['body']) };
