@@ -38,18 +38,21 @@ export class HttpFailure extends Error {
   readonly reason: 'unreachable' | 'bad-answer';
   /** The connection stood, so the request may have arrived. */
   readonly written: boolean;
+  /** It was a kept connection that broke before an answer began: most likely the server had closed it meanwhile. */
+  readonly stale: boolean;
 
-  constructor(reason: HttpFailure['reason'], written: boolean, message: string, cause?: unknown) {
+  constructor(reason: HttpFailure['reason'], written: boolean, message: string, cause?: unknown, stale = false) {
     super(message, cause === undefined ? undefined : { cause });
     this.reason = reason;
     this.written = written;
+    this.stale = stale;
   }
 }
 
 /** The largest list that Cinder gives by default (1000 snapshots) is below 2 MiB. */
 const longestAnswerBytes = 16 * 1024 * 1024;
 
-/** Keep-alive connections to one cloud. No redirect is followed and nothing is repeated. */
+/** Keep-alive connections to one cloud. No redirect is followed; nothing is repeated but a GET for which a kept connection was no good any more. */
 export class HttpConnections {
   readonly #plain: HttpAgent;
   readonly #secure: HttpsAgent;
@@ -72,7 +75,18 @@ export class HttpConnections {
   }
 
   /** Requests that are begun in one turn of the event loop have a connection each. Errors: HttpFailure; the signal's reason. */
-  request({ method, url, headers, body, signal }: HttpRequest): Promise<HttpAnswer> {
+  async request(request: HttpRequest): Promise<HttpAnswer> {
+    for (;;) {
+      try {
+        return await this.#once(request);
+      } catch (error) {
+        // It ends with the first connection that is new.
+        if (!(error instanceof HttpFailure && error.stale && request.method === 'GET')) throw error;
+      }
+    }
+  }
+
+  #once({ method, url, headers, body, signal }: HttpRequest): Promise<HttpAnswer> {
     return new Promise((resolve, reject) => {
       if (signal?.aborted) {
         reject(signal.reason);
@@ -108,7 +122,7 @@ export class HttpConnections {
         if (request.reusedSocket) ready();
         else socket.once(secure ? 'secureConnect' : 'connect', ready);
       });
-      request.on('error', (error) => fail(failureOf(error, written)));
+      request.on('error', (error) => fail(failureOf(error, written, request.reusedSocket && isBroken(error))));
       request.once('upgrade', () => fail(badAnswer('a change of protocol that nobody asked for')));
       request.once('response', (response) => {
         readText(response).then((text) => {
@@ -141,11 +155,16 @@ function readText(response: IncomingMessage): Promise<string> {
   });
 }
 
-function failureOf(error: Error, written: boolean): HttpFailure {
+function failureOf(error: Error, written: boolean, stale = false): HttpFailure {
   const { code } = error as NodeJS.ErrnoException;
   // HPE_…: Node's HTTP parser.
   if (code?.startsWith('HPE_') === true) return badAnswer('bytes that are no HTTP', error);
-  return unreachable(written, whyOf(error), error);
+  return new HttpFailure('unreachable', written, whyOf(error), error, stale);
+}
+
+function isBroken(error: Error): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === 'ECONNRESET' || code === 'EPIPE';
 }
 
 /** Several addresses tried in vain are one error without a text (AggregateError). */
