@@ -1,8 +1,11 @@
 import { factsOf } from '@stillpoint/engine/api/cloud-routes.js';
 import type { SnapshotQuota } from '@stillpoint/engine/cinder/cinder.js';
+import { CinderClient } from '@stillpoint/engine/cinder/client.js';
 import type { CloudAuth, CloudSettings } from '@stillpoint/engine/cinder/cloud.js';
 import { CinderError } from '@stillpoint/engine/cinder/errors.js';
+import { readCloud } from '@stillpoint/engine/cinder/read-cloud.js';
 import { Secret } from '@stillpoint/engine/cinder/secret.js';
+import { type CinderStandIn, startCinderStandIn } from '@stillpoint/lab/cinder-stand-in/stand-in.js';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 
 import { ServedApi } from './served.js';
@@ -30,14 +33,16 @@ describe('the cloud over the REST API', () => {
     makeReady: async (): Promise<void> => {},
     snapshotQuota: async (): Promise<SnapshotQuota> => quota,
   };
-  let served: ServedApi;
   let withCloud: ServedApi;
   beforeAll(async () => {
-    served = await ServedApi.start();
     const cloud = { cinder, about: factsOf(settings()), pools: ['volumes'], checkAttachment: true };
-    withCloud = await served.anotherEngine({ cloudTimeoutMs: 20 }, cloud);
+    withCloud = await ServedApi.withoutCatalogue({ cloudTimeoutMs: 20 }, cloud);
   });
-  afterAll(() => served.stop());
+  const closing: (() => Promise<void>)[] = [];
+  afterAll(async () => {
+    await withCloud.stop();
+    for (const close of closing.reverse()) await close();
+  });
   beforeEach(() => {
     cinder.makeReady = async () => {};
     cinder.snapshotQuota = async () => quota;
@@ -88,6 +93,8 @@ describe('the cloud over the REST API', () => {
   });
 
   it('that nobody has configured is no error, and says how to', async () => {
+    const served = await ServedApi.withoutCatalogue({}, undefined);
+    closing.push(() => served.stop());
     expect(await served.ask('GET', '/v1/cloud')).toMatchObject({
       status: 200,
       body: {
@@ -95,6 +102,43 @@ describe('the cloud over the REST API', () => {
         usable: false,
         error: { code: 'CINDER_NOT_CONFIGURED', text: expect.stringContaining('clouds.yaml') },
       },
+    });
+  });
+
+  describe('that speaks Cinder’s API', () => {
+    let standIn: CinderStandIn;
+    beforeAll(async () => {
+      standIn = await startCinderStandIn();
+      closing.push(() => standIn.close());
+    });
+    async function asked(env: Record<string, string>) {
+      const found = readCloud({ env });
+      if (found === undefined) throw new Error('no cloud');
+      const client = new CinderClient(found);
+      closing.push(() => client.close());
+      const cloud = { cinder: client, about: factsOf(found), pools: ['volumes'], checkAttachment: true };
+      const engine = await ServedApi.withoutCatalogue({ cloudTimeoutMs: 20_000 }, cloud);
+      closing.push(() => engine.stop());
+      return (await engine.ask('GET', '/v1/cloud')).body;
+    }
+
+    it('is usable with its token, and tells the quota', async () => {
+      standIn.addVolume();
+      const body = await asked(standIn.environment('stillpoint'));
+      expect(body).toMatchObject({ usable: true, error: null, authUrl: standIn.authUrl });
+      expect(body.quota.snapshots).toEqual({ limit: expect.any(Number), used: 0 });
+    });
+
+    it('says that the password is refused, and not which', async () => {
+      const body = await asked({ ...standIn.environment('stillpoint'), OS_PASSWORD: 'a-wrong-one' });
+      expect(body).toMatchObject({ usable: false, error: { code: 'CINDER_UNAUTHORISED' } });
+      expect(JSON.stringify(body)).not.toContain('a-wrong-one');
+    });
+
+    it('says that nobody is there', async () => {
+      const env = standIn.environment('stillpoint');
+      await standIn.down();
+      expect(await asked(env)).toMatchObject({ usable: false, error: { code: 'CINDER_UNREACHABLE' } });
     });
   });
 

@@ -35,7 +35,7 @@ export class ServedApi {
   readonly catalogue: Catalogue;
   readonly app: Api;
   readonly document: Document;
-  readonly #folder: string;
+  readonly #folder: string | undefined;
   readonly #others: Api[] = [];
 
   static async start(times: ApiTimes = { vmsKeptMs: 0 }): Promise<ServedApi> {
@@ -43,7 +43,13 @@ export class ServedApi {
     return new ServedApi(folder, await openCatalogue(folder)).#ready(times, undefined);
   }
 
-  private constructor(folder: string, catalogue: Catalogue) {
+  /** An API whose catalogue nobody asks: opening the real one takes seconds. */
+  static withoutCatalogue(times: ApiTimes, cloud: KnownCloud | undefined): Promise<ServedApi> {
+    const nobodys: Pick<Catalogue, 'disconnect'> = { disconnect: async () => {} };
+    return new ServedApi(undefined, nobodys as Catalogue).#ready(times, cloud);
+  }
+
+  private constructor(folder: string | undefined, catalogue: Catalogue) {
     this.#folder = folder;
     this.catalogue = catalogue;
     this.app = undefined as unknown as Api;
@@ -68,7 +74,7 @@ export class ServedApi {
     for (const app of this.#others) await app.close();
     await this.app.close();
     await this.catalogue.disconnect();
-    await rm(this.#folder, { recursive: true });
+    if (this.#folder !== undefined) await rm(this.#folder, { recursive: true });
   }
 
   async ask(
