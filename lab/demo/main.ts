@@ -1,15 +1,16 @@
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { Demo } from './demo.js';
+import { Demo, type DemoKind } from './demo.js';
 
 /**
  * `npm run demo`: everything on one machine, one snapshot, and where to look. Exit codes: 0 done, 1 failed, 2 usage, 130 stopped by Ctrl-C before it was up.
  */
-const usage = `Usage: npm run demo -- [--exit] [--simulated]
+const usage = `Usage: npm run demo -- [--exit] [--local | --simulated]
 
   --exit       end by itself after the snapshot, with nothing left behind
-  --simulated  a simulated hypervisor instead of real QEMU guests (the default where this is not Linux on x86-64 as root)
+  --local      a real guest with disks on this host only: no Ceph, no Cinder
+  --simulated  a simulated hypervisor and Cinder instead of real ones (the default where this is not Linux on x86-64 as root)
 `;
 
 const options = readOptions();
@@ -28,9 +29,10 @@ const say = (line: string) => {
   process.stdout.write(line === '' ? '\n' : `${seconds.padStart(8)}  ${line}\n`);
 };
 
-const simulatedBecause = options.simulated ? 'asked for' : mustSimulate;
+const kind: DemoKind = options.simulated || mustSimulate !== undefined ? 'simulated' : options.local ? 'local' : 'ceph';
+const because = options.simulated || options.local ? 'asked for' : mustSimulate;
 const stateFolder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'stillpoint');
-const demo = new Demo({ stateFolder, simulatedBecause, say });
+const demo = new Demo({ stateFolder, kind, because, say });
 
 let stopping = false;
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
@@ -72,15 +74,17 @@ async function end(code: number): Promise<void> {
   process.exit(code);
 }
 
-function readOptions(): { exit: boolean; simulated: boolean } {
+function readOptions(): { exit: boolean; local: boolean; simulated: boolean } {
   try {
     const { values } = parseArgs({
       options: {
         exit: { type: 'boolean', default: false },
+        local: { type: 'boolean', default: false },
         simulated: { type: 'boolean', default: false },
         help: { type: 'boolean', default: false },
       },
     });
+    if (values.local && values.simulated) throw new TypeError('--local and --simulated exclude one another');
     if (!values.help) return values;
     process.stdout.write(usage);
     process.exit(0);
