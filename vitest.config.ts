@@ -3,6 +3,7 @@ import { defineConfig } from 'vitest/config';
 /** The suites that need more than Node: `scripts/test.mjs` says for each what it runs on. */
 const onTemporal = ['test/temporal/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/system/**/*.test.ts'];
 const onLab = ['test/lab/**/*.test.ts'];
+const onCeph = ['test/ceph/**/*.test.ts'];
 
 const shared = {
   // Sources instead of builds: `exports` of the workspaces name them under this condition.
@@ -24,7 +25,7 @@ export default defineConfig({
           name: 'unit',
           pool,
           include: ['test/**/*.test.ts'],
-          exclude: [...onTemporal, ...onLab],
+          exclude: [...onTemporal, ...onLab, ...onCeph],
           testTimeout: 30_000,
           hookTimeout: 60_000,
         },
@@ -47,6 +48,17 @@ export default defineConfig({
           pool,
           include: onLab,
           globalSetup: 'test/lab/prepare.ts',
+          testTimeout: 180_000,
+          hookTimeout: 600_000,
+        },
+      },
+      {
+        ...shared,
+        test: {
+          name: 'ceph',
+          pool,
+          include: onCeph,
+          globalSetup: 'test/ceph/prepare.ts',
           testTimeout: 180_000,
           hookTimeout: 600_000,
         },

@@ -26,6 +26,7 @@ const suites = [
   { name: 'temporal', on: 'a real Temporal server, the simulated hypervisor', workers: 2 },
   // Each file has a lab of its own and waits most of its time; more than three starve the guests on small machines.
   { name: 'lab', on: 'real libvirt, QEMU, guest agent and Temporal', cannot: lab, workers: 3 },
+  { name: 'ceph', on: 'real Ceph, Cinder, Keystone, libvirt, QEMU and Temporal', cannot: lab },
 ];
 
 const asked = process.argv.slice(2);
@@ -39,7 +40,7 @@ if (unknown.length > 0) {
 const started = Date.now();
 const reports = mkdtempSync(path.join(tmpdir(), 'stillpoint-tests-'));
 const rows = [];
-await prepare({ temporal: asked.length === 0 || asked.some((name) => name === 'temporal' || name === 'lab') });
+await prepare({ temporal: asked.length === 0 || asked.some((name) => ['temporal', 'lab', 'ceph'].includes(name)) });
 for (const suite of suites) {
   if (asked.length > 0 && !asked.includes(suite.name)) continue;
   if (suite.cannot) rows.push({ ...suite, result: `did not run: ${suite.cannot}`, passed: 0, failed: 0, skipped: 1 });

@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
 import { findTemporal } from '@stillpoint/engine/temporal/find.js';
-import { Lab } from '@stillpoint/lab/lab.js';
+import { type CephVolumes, Lab } from '@stillpoint/lab/lab.js';
 import { LibvirtProxy } from '@stillpoint/lab/libvirt-proxy.js';
 import type { QemuUser } from '@stillpoint/lab/libvirtd.js';
 import { verifySnapshot } from '@stillpoint/lab/snapshot-check.js';
@@ -31,9 +31,16 @@ export class WholeSystem {
 
   static async start(
     name: string,
-    options: { readonly qemuUser?: QemuUser; readonly hostAgentConfig?: Record<string, unknown> } = {},
+    options: {
+      readonly qemuUser?: QemuUser;
+      readonly ceph?: CephVolumes;
+      readonly hostAgentConfig?: Record<string, unknown>;
+      readonly engineConfig?: Record<string, unknown>;
+      readonly engineEnvironment?: Readonly<Record<string, string>>;
+    } = {},
   ): Promise<WholeSystem> {
-    const { hostAgentConfig, ...labOptions } = options;
+    const { qemuUser, ceph, ...systemOptions } = options;
+    const labOptions = { ...(qemuUser === undefined ? {} : { qemuUser }), ...(ceph === undefined ? {} : { ceph }) };
     const stateFolder = testStateFolder(name);
     const temporal = await findTemporal({ env: withoutCluster(), progress: console.log });
     if (temporal.kind !== 'command') throw new Error('A server of our own is started, whatever cluster there is');
@@ -45,7 +52,7 @@ export class WholeSystem {
         hypervisor: { kind: 'libvirt', socket: proxy.socket, imageFolders: [lab.imagesFolder] },
         temporalCommand: temporal.path,
         progress: console.log,
-        ...(hostAgentConfig === undefined ? {} : { hostAgentConfig }),
+        ...systemOptions,
       });
       return new WholeSystem(lab, proxy, system, temporal.path);
     } catch (error) {
