@@ -49,6 +49,10 @@ async function throughOneWindow(window: Window): Promise<WindowEnd> {
   } catch (firstFailureOrCancel) {
     end.trouble = failureOf(firstFailureOrCancel);
   }
-  await window.everyStepToSettle();
+  const failures = await window.everyStepToSettle();
+  // The host thaws at once when a cut fails, so another cut may be the first to say that its window was closed: that is no cause of anything.
+  if (end.trouble?.code === 'WINDOW_CLOSED') {
+    end.trouble = failures.find(({ code }) => code !== 'WINDOW_CLOSED') ?? end.trouble;
+  }
   return end;
 }

@@ -12,7 +12,7 @@ import type {
   WindowVerdict,
 } from './activities.js';
 import type { LocalPart, Progress, Quiesce, SnapshotVmResult } from './contract.js';
-import { failureOf } from './failure.js';
+import { type Failure, failureOf } from './failure.js';
 import type { RunReport } from './run-report.js';
 import { steps } from './steps.js';
 import { windowOwner } from './window-owner.js';
@@ -144,9 +144,10 @@ export class Window {
     );
   }
 
-  /** Resolves when nothing of this window runs any more. */
-  async everyStepToSettle(): Promise<void> {
-    await Promise.allSettled(this.#begun);
+  /** Resolves when nothing of this window runs any more, with what has failed in it. */
+  async everyStepToSettle(): Promise<Failure[]> {
+    const settled = await Promise.allSettled(this.#begun);
+    return settled.flatMap((step) => (step.status === 'rejected' ? [failureOf(step.reason)] : []));
   }
 
   record(
