@@ -8,6 +8,7 @@ import {
   type Undone,
   workflowIdOf,
 } from '@stillpoint/workflows';
+import { windowOwner } from '@stillpoint/workflows/window-owner.js';
 import { Context } from '@temporalio/activity';
 import { WorkflowFailedError, type WorkflowHandle } from '@temporalio/client';
 import { ApplicationFailure, CancelledFailure } from '@temporalio/common';
@@ -25,6 +26,8 @@ import {
   ScriptedActivities,
   signalled,
   untilToldToStop,
+  volumesOf,
+  volumesOnly,
 } from './fixtures/scripted-activities.js';
 import { type TemporalWorld, temporalWorld } from './fixtures/temporal.js';
 
@@ -60,11 +63,15 @@ interface Run {
   input: SnapshotVmInput;
 }
 
-async function start(script: Script = {}, asked: Partial<SnapshotVmInput> = {}): Promise<Run> {
+async function start(
+  script: Script = {},
+  asked: Partial<SnapshotVmInput> = {},
+  workflowType = 'snapshotVm',
+): Promise<Run> {
   const input = { vm: randomUUID(), snapshotId: randomUUID(), ...asked };
   const workflowId = workflowIdOf(input.vm);
   const calls = scripted.script(workflowId, script);
-  const handle = await world.client.workflow.start('snapshotVm', { taskQueue: TASK_QUEUE, workflowId, args: [input] });
+  const handle = await world.client.workflow.start(workflowType, { taskQueue: TASK_QUEUE, workflowId, args: [input] });
   return { handle, calls, names: () => calls.map((call) => call.name), input };
 }
 
@@ -444,6 +451,224 @@ describe('the freeze and the cuts', () => {
       expect(run.names().filter((name) => name === step)).toHaveLength(1);
     },
   );
+});
+
+describe('the cuts of a set on the host and on Ceph', () => {
+  const twoVolumes: Script = {
+    acceptSnapshot: async (input) => ({
+      ...planOf(input),
+      setDisks: ['vda', 'vdb', 'vdc', 'vdd'],
+      volumes: volumesOf('vdc', 'vdd'),
+    }),
+  };
+  const closed = (window: string) => lostVerdict(window, 'CUT_FAILED');
+
+  it.each([
+    ['of the host and volumes', twoVolumes, ['local-disks', 'vdc', 'vdd']],
+    ['that are all volumes', volumesOnly, ['vdc', 'vdd']],
+  ])('are all named to the freeze: disks %s', async (_, script, cuts) => {
+    const run = await start(script);
+    await recorded(run);
+    expect(requestsOf(run, 'freezeFileSystems').map((request) => request.cuts)).toEqual([cuts]);
+    const held = run.calls.flatMap(({ request }) => (request.cut === undefined ? [] : [request.cut]));
+    expect(held.sort()).toEqual(cuts);
+  });
+
+  it('are begun side by side', async () => {
+    const begun = new Map(['local-disks', 'vdc', 'vdd'].map((cut) => [cut, signalled()]));
+    const everyCut = async (cut: string) => {
+      begun.get(cut)?.now();
+      for (const { promise } of begun.values()) await promise;
+    };
+    const run = await start({
+      ...twoVolumes,
+      snapshotLocalDisks: async ({ cut }) => {
+        await everyCut(cut);
+        return { parts: [], transactionMs: 1 };
+      },
+      snapshotVolume: async ({ cut, disk }) => {
+        await everyCut(cut);
+        return { part: { ...disk, kind: 'volume', snapshot: 'made' }, cutMs: 1 };
+      },
+    });
+    await recorded(run);
+  });
+
+  it('do not hold up the thaw when one of them has failed', async () => {
+    const thawed = signalled();
+    const run = await start({
+      ...twoVolumes,
+      snapshotLocalDisks: async () => {
+        await thawed.promise;
+        return { parts: [], transactionMs: 1 };
+      },
+      snapshotVolume: async ({ cut }) => {
+        if (cut === 'vdc') throw fails('VOLUME_BUSY', 'It is busy.', { outcome: 'none' });
+        await thawed.promise;
+        throw fails('WINDOW_CLOSED', 'It is closed.', { outcome: 'none' });
+      },
+      thawFileSystems: async ({ window }) => {
+        thawed.now();
+        return closed(window);
+      },
+    });
+    expect((await failed(run)).type).toBe('VOLUME_BUSY');
+    expect(requestsOf(run, 'thawFileSystems')).toMatchObject([{ reason: 'It is busy' }]);
+  });
+
+  it('tell why the first has failed, also when another is the first to find its window closed', async () => {
+    const otherHasFailed = signalled();
+    const run = await start({
+      ...twoVolumes,
+      snapshotVolume: async ({ cut }) => {
+        if (cut === 'vdd') throw fails('WINDOW_CLOSED', 'It is closed.', { outcome: 'none' });
+        await otherHasFailed.promise;
+        throw fails('VOLUME_SNAPSHOT_FAILED', 'Its status is error.', { outcome: 'none' });
+      },
+      thawFileSystems: async ({ window }) => {
+        otherHasFailed.now();
+        return closed(window);
+      },
+    });
+    const failure = await failed(run);
+    expect(failure.type).toBe('VOLUME_SNAPSHOT_FAILED');
+    expect(failure.message).toContain('Its status is error');
+  });
+
+  it.each([
+    ['none', { outcome: 'none' }, [], []],
+    ['made', { outcome: 'made' }, ['vdc'], []],
+    ['unknown', {}, ['vdc'], ['vdc']],
+  ])('are undone as their failure says: outcome %s', async (_, metadata, mayBeThere, mayAppear) => {
+    const run = await start({
+      snapshotVolume: async () => {
+        throw fails('CINDER_FAILED', 'It failed.', metadata);
+      },
+      thawFileSystems: async ({ window }) => closed(window),
+    });
+    await failed(run);
+    expect(requestsOf(run, 'undoWindow')).toMatchObject([{ mayBeThere, mayAppear }]);
+  });
+
+  it('are undone as ones that may still appear when their worker died, and those that were made as such', async () => {
+    const run = await start({
+      ...twoVolumes,
+      snapshotVolume: async ({ cut, disk }) =>
+        cut === 'vdc' ? await noSignOfLife() : { part: { ...disk, kind: 'volume', snapshot: 'made' }, cutMs: 1 },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'LIMIT'),
+    });
+    await failed(run);
+    const [first] = requestsOf(run, 'undoWindow');
+    expect(first?.mayBeThere).toEqual(['vdc', 'vdd']);
+    expect(first?.mayAppear).toEqual(['vdc']);
+  });
+
+  it('that were never begun leave nothing to ask Cinder for', async () => {
+    const run = await start({
+      freezeFileSystems: async () => {
+        throw fails('FREEZE_TIMEOUT');
+      },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'FREEZE_FAILED'),
+    });
+    await failed(run);
+    expect(requestsOf(run, 'undoWindow')).toMatchObject([{ mayBeThere: [], mayAppear: [] }]);
+  });
+
+  it('have a second window, and no third, when Cinder could not be reached', async () => {
+    const run = await start({
+      snapshotVolume: async () => {
+        throw fails('CINDER_UNREACHABLE', 'It does not answer.', { outcome: 'none' });
+      },
+      thawFileSystems: async ({ window }) => closed(window),
+    });
+    expect((await failed(run)).type).toBe('CINDER_UNREACHABLE');
+    expect(requestsOf(run, 'prepare').map(({ window }) => window)).toEqual([
+      `${run.input.snapshotId}.1`,
+      `${run.input.snapshotId}.2`,
+    ]);
+  });
+
+  it('are recorded when the window held, though the answer of one of them was lost', async () => {
+    const run = await start({ snapshotVolume: () => noSignOfLife() });
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
+    expect(run.names()).not.toContain('undoWindow');
+  });
+
+  it('are the same in a run of the type snapshotDisks', async () => {
+    const run = await start(volumesOnly, {}, 'snapshotDisks');
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem', partial: false });
+    expect(run.names()).toEqual([
+      'acceptSnapshot',
+      'takeWindowSlot',
+      'prepare',
+      'freezeFileSystems',
+      'snapshotVolume',
+      'snapshotVolume',
+      'thawFileSystems',
+      'giveBackWindowSlot',
+      'recordSnapshot',
+      'release',
+    ]);
+  });
+});
+
+describe('a window of disks of the host alone', () => {
+  it("is the host's: one call freezes, cuts and thaws, and its verdict is fetched", async () => {
+    const run = await start(localOnly);
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
+    expect(run.names().slice(2, 5)).toEqual(['prepare', 'snapshotLocalDisks', 'thawFileSystems']);
+    expect(run.names()).not.toContain('freezeFileSystems');
+    expect(requestsOf(run, 'snapshotLocalDisks')).toMatchObject([
+      { frozen: false, quiesce: 'required', disks: ['vda', 'vdb'], freezeTimeoutMs: 30_000 },
+    ]);
+  });
+
+  it('is recorded when it held, though the answer of its call was lost', async () => {
+    const run = await start({ ...localOnly, snapshotLocalDisks: () => noSignOfLife() });
+    expect(await recorded(run)).toMatchObject({ grade: 'filesystem' });
+  });
+
+  it('goes on without a freeze under best-effort where there is no guest agent, and is one transaction', async () => {
+    const run = await start(
+      {
+        ...localOnly,
+        snapshotLocalDisks: async ({ quiesce }) => {
+          if (quiesce === 'required') throw fails('AGENT_NOT_CONNECTED', 'The guest agent is not connected.');
+          return { parts: [], transactionMs: 1 };
+        },
+        thawFileSystems: async ({ window }) => lostVerdict(window, 'NEVER_FROZEN'),
+      },
+      { quiesce: 'best-effort' },
+    );
+    const result = await recorded(run);
+    expect(result).toMatchObject({ grade: 'crash', quiesce: 'best-effort' });
+    expect(result.why).toContain('The guest agent is not connected');
+    expect(requestsOf(run, 'snapshotLocalDisks')).toMatchObject([
+      { window: `${run.input.snapshotId}.1`, frozen: false, quiesce: 'required' },
+      { window: `${run.input.snapshotId}.2`, frozen: false, quiesce: 'skip' },
+    ]);
+  });
+
+  it('is closed and thawed when the run is cancelled in it', async () => {
+    const reached = signalled();
+    const run = await start({
+      ...localOnly,
+      snapshotLocalDisks: async () => {
+        reached.now();
+        await untilToldToStop();
+        throw new CancelledFailure('stopped');
+      },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'THAWED_EARLY'),
+    });
+    await reached.promise;
+    await run.handle.cancel();
+    expect(await cancelled(run)).toContain('thawFileSystems');
+  });
+
+  it("is the workflow's as soon as one disk is a volume", () => {
+    expect(windowOwner({ volumes: [] })).toBe('host');
+    expect(windowOwner({ volumes: volumesOf('vdc') })).toBe('workflow');
+  });
 });
 
 describe('the thaw', () => {
