@@ -12,11 +12,13 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import {
   fails,
   heldVerdict,
+  localOnly,
   lostVerdict,
   type Script,
   ScriptedActivities,
   signalled,
   untilToldToStop,
+  volumesOnly,
 } from './fixtures/scripted-activities.js';
 import { bundledWorkflows, temporalWorld } from './fixtures/temporal.js';
 
@@ -24,7 +26,7 @@ import { bundledWorkflows, temporalWorld } from './fixtures/temporal.js';
 const folder = fileURLToPath(new URL('histories/', import.meta.url));
 
 interface Recorded {
-  workflowType?: 'deleteSnapshot';
+  workflowType?: 'deleteSnapshot' | 'snapshotDisks';
   input?: Record<string, unknown>;
   /** `reached` is for the step in which the run is then cancelled. */
   script: (reached: () => void) => Script;
@@ -65,6 +67,16 @@ const branches: Record<string, Recorded> = {
       prepare: async () => {
         throw fails('NO_SPACE');
       },
+    }),
+  },
+  'recorded-by-the-host': { script: () => localOnly },
+  'recorded-disks': { workflowType: 'snapshotDisks', script: () => volumesOnly },
+  'volume-failed': {
+    script: () => ({
+      snapshotVolume: async () => {
+        throw fails('VOLUME_SNAPSHOT_FAILED', 'Its status is error.', { outcome: 'none' });
+      },
+      thawFileSystems: async ({ window }) => lostVerdict(window, 'CUT_FAILED'),
     }),
   },
   deleted: { workflowType: 'deleteSnapshot', script: () => ({}) },
