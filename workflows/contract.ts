@@ -188,6 +188,7 @@ export const workflowErrors = {
   LOCAL_DISK_IN_SET: 'snapshotDisks takes Ceph volumes only, and the set has a disk of the host.',
   VOLUME_MISMATCH: "A disk's serial, its image and Cinder's attachment do not agree that the volume is this VM's.",
   VOLUME_SNAPSHOT_FAILED: 'Cinder could not make the snapshot: its status is error.',
+  HOLD_BROKEN: 'The host agent was not heard of for a second: nothing was asked of Cinder any more.',
   CONSISTENCY_LOST: 'The freeze did not hold, and the policy is required.',
   CUT_MISSING: 'A cut was not made.',
   WORKER_LOST: 'The worker that ran a step died or was cut off.',

@@ -74,10 +74,9 @@ export async function snapshotVolume(
 async function create(cinder: Cinder, hold: CutHold, snapshot: NewVolumeSnapshot): Promise<VolumeSnapshot> {
   const until = performance.now() + repeatMs;
   for (;;) {
-    if (!hold.isFresh(freshMs)) throw lossOf(hold);
     try {
       // Without a signal: its answer is worth waiting for, because it says what there is to take back.
-      return await cinder.createSnapshot(snapshot);
+      return await cinder.createSnapshot(snapshot, { beforeSending: () => requireFresh(hold) });
     } catch (error) {
       if (isUnknown(error)) return await lookFor(cinder, hold, snapshot, error);
       if (!isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED')) throw error;
@@ -156,6 +155,10 @@ function newSnapshot(
       plan,
     }),
   };
+}
+
+function requireFresh(hold: CutHold): void {
+  if (!hold.isFresh(freshMs)) throw lossOf(hold);
 }
 
 function lossOf(hold: CutHold): unknown {

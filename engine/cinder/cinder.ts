@@ -18,7 +18,7 @@ export interface Cinder {
    * Asks for a snapshot, once: a request whose outcome is unknown (`mayHaveHappened`) is never repeated here, for Cinder may still carry it out.
    * The data is cut after this is answered and before the status is `available`.
    */
-  createSnapshot(request: NewVolumeSnapshot, options?: CinderCallOptions): Promise<VolumeSnapshot>;
+  createSnapshot(request: NewVolumeSnapshot, options?: CreateOptions): Promise<VolumeSnapshot>;
   /** Errors: VOLUME_SNAPSHOT_NOT_FOUND. */
   snapshot(id: string, options?: CinderCallOptions): Promise<VolumeSnapshot>;
   /** Snapshots whose metadata has every one of these entries; all pages. */
@@ -42,6 +42,11 @@ export interface Cinder {
 
 export interface CinderCallOptions {
   signal?: AbortSignal;
+}
+
+export interface CreateOptions extends CinderCallOptions {
+  /** Called when the connection stands and nothing is written yet, each time that the request is about to be sent. What it throws ends the call: nothing was asked. */
+  beforeSending?: () => void;
 }
 
 export interface CinderVolume {

@@ -4,6 +4,7 @@ import type {
   Cinder,
   CinderCallOptions,
   CinderVolume,
+  CreateOptions,
   NewVolumeSnapshot,
   SnapshotQuota,
   VolumeSnapshot,
@@ -74,7 +75,7 @@ export class CinderClient implements Cinder {
     return read(limits);
   }
 
-  async createSnapshot(request: NewVolumeSnapshot, options: CinderCallOptions = {}): Promise<VolumeSnapshot> {
+  async createSnapshot(request: NewVolumeSnapshot, options: CreateOptions = {}): Promise<VolumeSnapshot> {
     const { volumeId, name, description, metadata } = request;
     checked(volumeId);
     const { read } = await this.#call(
@@ -193,7 +194,7 @@ export class CinderClient implements Cinder {
   }
 
   #call(asked: Asked, call: Call): Promise<{ access: Access; read: Read }> {
-    const { method, path, query = {}, body, signal } = call;
+    const { method, path, query = {}, body, signal, beforeSending } = call;
     return this.#authenticated(signal, async (access) => {
       const { root, base } = apiOf(access);
       const microversion = await this.#microversion(access, signal);
@@ -209,6 +210,7 @@ export class CinderClient implements Cinder {
               headers: { ...version, 'content-type': 'application/json' },
               body: JSON.stringify(body(microversion)),
               signal,
+              beforeSending,
             };
       try {
         const { answer, asking } = await this.#request(asked, request, access);
@@ -274,6 +276,7 @@ interface Call {
   query?: Record<string, string>;
   body?: (microversion: Microversion) => object;
   signal?: AbortSignal | undefined;
+  beforeSending?: (() => void) | undefined;
 }
 
 interface Microversion {

@@ -24,6 +24,8 @@ export interface HttpRequest {
   headers: Record<string, string>;
   body?: string;
   signal?: AbortSignal | undefined;
+  /** Called when the connection stands and nothing is written yet; what it throws ends the request. */
+  beforeSending?: (() => void) | undefined;
 }
 
 export interface HttpAnswer {
@@ -86,7 +88,7 @@ export class HttpConnections {
     }
   }
 
-  #once({ method, url, headers, body, signal }: HttpRequest): Promise<HttpAnswer> {
+  #once({ method, url, headers, body, signal, beforeSending }: HttpRequest): Promise<HttpAnswer> {
     return new Promise((resolve, reject) => {
       if (signal?.aborted) {
         reject(signal.reason);
@@ -114,8 +116,14 @@ export class HttpConnections {
       signal?.addEventListener('abort', abort, { once: true });
 
       const ready = (): void => {
-        written = true;
         clearTimeout(timer);
+        try {
+          beforeSending?.();
+        } catch (error) {
+          fail(error);
+          return;
+        }
+        written = true;
         timer = setTimeout(() => fail(unreachable(true, `no whole answer within ${answerMs} ms`)), answerMs);
       };
       request.once('socket', (socket) => {

@@ -48,6 +48,24 @@ test('a window that was made ready opens no connection', async () => {
   expect(standIn.connections).toBe(connections);
 });
 
+test('a create is not sent when its caller has changed its mind, on a kept connection and on a new one', async () => {
+  const posts: string[] = [];
+  const standIn = await start({ onRequest: ({ method, path }) => void (method === 'POST' && posts.push(path)) });
+  const client = clientOf(standIn);
+  const volumeId = standIn.addVolume();
+  await client.makeReady({ validForMs: 60_000, connections: 1 });
+  posts.length = 0;
+  const beforeSending = () => {
+    throw new RangeError('too late');
+  };
+  await expect(client.createSnapshot(snapshotOf(volumeId), { beforeSending })).rejects.toThrow(RangeError);
+  await expect(client.createSnapshot(snapshotOf(volumeId), { beforeSending })).rejects.toThrow(RangeError);
+  // Later than both, so they would have been seen by now.
+  await client.createSnapshot(snapshotOf(volumeId));
+  expect(posts).toEqual(['/snapshots']);
+  expect(standIn.volumes.snapshots()).toHaveLength(1);
+});
+
 test('connections that broke meanwhile are opened anew when the next window is made ready', async () => {
   const standIn = await start();
   const client = clientOf(standIn);
