@@ -5,32 +5,24 @@
 import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import type { LibvirtLog } from '@stillpoint/lab/libvirt-log.js';
 import type { FrameMatch, HeldFrame } from '@stillpoint/lab/libvirt-proxy.js';
-import { afterAll, afterEach, beforeAll, expect } from 'vitest';
-import { VM, WholeSystem } from './whole-system.js';
+import { afterAll, expect } from 'vitest';
+import { VM } from './whole-system.js';
+import { world } from './world.js';
 
 /** Invariant 1: that long after a death, the restart included, no guest is frozen any more. */
 const LIMIT_MS = 5_000;
 
-export let world: WholeSystem;
 /** ms that the guest stayed frozen after a death, by cell. */
 const frozenAfterDeath: [string, number][] = [];
 
-/** The lab and the system of this file's cells. `name`: of the state folder. */
-export function deathsOf(name: string): void {
-  beforeAll(async () => {
-    // The proxy forwards nothing late, so nobody need wait as long as libvirt might.
-    world = await WholeSystem.start(name, { hostAgentConfig: { snapshot: { lateSwitchMs: 3_000 } } });
-  });
-  afterAll(async () => {
-    await world?.stop();
+/** Tells for how long the guest stayed frozen in the cells of this file. */
+export function reportDeaths(): void {
+  afterAll(() => {
     for (const [cell, ms] of frozenAfterDeath) console.log(`${cell.padEnd(90)} ${ms.toFixed(0).padStart(5)} ms`);
     const [cell, longest] = frozenAfterDeath.reduce((most, next) => (next[1] > most[1] ? next : most), ['none', 0]);
     console.log(
       `Longest frozen time after a death: ${longest.toFixed(0)} ms (${cell}), of ${frozenAfterDeath.length} cells`,
     );
-  });
-  afterEach(async () => {
-    await world.mend();
   });
 }
 

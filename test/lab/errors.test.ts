@@ -10,21 +10,11 @@ import type { VmView } from '@stillpoint/engine/api/schemas.js';
 import type { HeldFrame } from '@stillpoint/lab/libvirt-proxy.js';
 import { workflowIdOf } from '@stillpoint/workflows';
 import { Client, Connection } from '@temporalio/client';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { VM, WholeSystem } from './whole-system.js';
+import { describe, expect, it } from 'vitest';
+import { VM } from './whole-system.js';
+import { oneWorld, world } from './world.js';
 
-let world: WholeSystem;
-
-beforeAll(async () => {
-  world = await WholeSystem.start('errors');
-});
-afterAll(async () => {
-  await world?.stop();
-});
-afterEach(async () => {
-  await world.mend();
-  await world.waitUntilNobodyHolds();
-});
+oneWorld('errors');
 
 const failedWith = (code: string) => ({
   state: 'failed',

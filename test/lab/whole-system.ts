@@ -34,7 +34,6 @@ export class WholeSystem {
     options: {
       readonly qemuUser?: QemuUser;
       readonly ceph?: CephVolumes;
-      readonly hostAgentConfig?: Record<string, unknown>;
       readonly engineConfig?: Record<string, unknown>;
       readonly engineEnvironment?: Readonly<Record<string, string>>;
     } = {},
@@ -52,6 +51,8 @@ export class WholeSystem {
         hypervisor: { kind: 'libvirt', socket: proxy.socket, imageFolders: [lab.imagesFolder] },
         temporalCommand: temporal.path,
         progress: console.log,
+        // The proxy forwards nothing late, so nobody need wait as long as libvirt might.
+        hostAgentConfig: { snapshot: { lateSwitchMs: 3_000 } },
         ...systemOptions,
       });
       return new WholeSystem(lab, proxy, system, temporal.path);

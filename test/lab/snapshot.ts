@@ -2,21 +2,10 @@
 import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { QUIESCE } from '@stillpoint/lab/libvirt-log.js';
 import { verifySnapshot } from '@stillpoint/lab/snapshot-check.js';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { localParts } from '../workflows/fixtures/local-parts.js';
-import { VM, WholeSystem } from './whole-system.js';
-
-let world: WholeSystem;
-
-beforeAll(async () => {
-  world = await WholeSystem.start('product');
-});
-afterAll(async () => {
-  await world?.stop();
-});
-afterEach(async () => {
-  await world.mend();
-});
+import { VM } from './whole-system.js';
+import { world } from './world.js';
 
 /** Writes a file to both local disks; its name is told by `fingerprints` from then on. */
 const write = (name: string) =>

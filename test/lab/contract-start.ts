@@ -3,25 +3,8 @@ import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { runProgram } from '@stillpoint/lab/programs.js';
 import type { SnapshotVmResult } from '@stillpoint/workflows';
 import { Client, Connection } from '@temporalio/client';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { WholeSystem } from './whole-system.js';
-
-let world: WholeSystem;
-let connection: Connection;
-let client: Client;
-
-beforeAll(async () => {
-  world = await WholeSystem.start('outside');
-  connection = await Connection.connect({ address: world.system.temporal.address });
-  client = new Client({ connection });
-});
-afterAll(async () => {
-  await connection?.close();
-  await world?.stop();
-});
-afterEach(async () => {
-  await world.mend();
-});
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { world } from './world.js';
 
 const uuid = () => world.lab.vm.uuid;
 
@@ -47,6 +30,17 @@ async function expectRecorded(result: SnapshotVmResult): Promise<void> {
 }
 
 describe('A run started with a Temporal client in TypeScript', () => {
+  let connection: Connection;
+  let client: Client;
+
+  beforeAll(async () => {
+    connection = await Connection.connect({ address: world.system.temporal.address });
+    client = new Client({ connection });
+  });
+  afterAll(async () => {
+    await connection?.close();
+  });
+
   it('is checked, graded and recorded as one of the REST API', async () => {
     const result: SnapshotVmResult = await client.workflow.execute('snapshotVm', {
       taskQueue: 'stillpoint',

@@ -1,8 +1,9 @@
 import { signalProcess } from '@stillpoint/lab/processes.js';
 import { describe, expect, it } from 'vitest';
-import { deathsOf, expectThawedSince, expectTrueEnd, snapshotAt, steps, stepsNamed, world } from './deaths.js';
+import { expectThawedSince, expectTrueEnd, reportDeaths, snapshotAt, steps, stepsNamed } from './deaths.js';
+import { world } from './world.js';
 
-deathsOf('engine');
+reportDeaths();
 
 describe('The engine is killed when', () => {
   it.each(steps)('$name: thawed within 5 s, and the run ends by itself', async (step) => {

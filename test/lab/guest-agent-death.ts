@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { deathsOf, expectThawedSince, expectTrueEnd, snapshotAt, steps, world } from './deaths.js';
+import { expectThawedSince, expectTrueEnd, reportDeaths, snapshotAt, steps } from './deaths.js';
+import { world } from './world.js';
 
-deathsOf('guest-agent');
+reportDeaths();
 
 describe('The guest agent is killed, and comes back, when', () => {
   it.each(steps)('$name: thawed within 5 s, and the run ends by itself', async (step) => {
