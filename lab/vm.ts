@@ -115,7 +115,13 @@ export class Vm {
 
   /** Starts the domain as it is defined, and waits for the guest's shell and (if it has a channel) its agent. */
   async start(): Promise<void> {
-    await this.#startAs(['start', this.name]);
+    await this.powerOn();
+    await this.#waitForGuest();
+  }
+
+  /** Starts the domain as it is defined, and leaves the guest to its boot: for who asks libvirt and not the guest. */
+  async powerOn(): Promise<void> {
+    await this.#run(['start', this.name]);
   }
 
   /** Keeps the guest as it has just booted, for every VM like this one. The VM is off then. */
@@ -249,10 +255,13 @@ export class Vm {
     return join(this.#host.socketsFolder, `${this.name}-${disk.target}.nbd`);
   }
 
-  async #startAs(command: readonly string[]): Promise<void> {
+  async #run(command: readonly string[]): Promise<void> {
     for (const disk of this.definition.disks) if (disk.kind === 'nbd') await this.#startNbd(disk);
     await rm(this.#shellSocket, { force: true });
     await this.#libvirtd.virsh(command);
+  }
+
+  async #waitForGuest(): Promise<void> {
     await this.guest.waitForShell();
     if (this.definition.agentChannel) await this.guest.waitForAgent();
   }
@@ -268,10 +277,11 @@ export class Vm {
     const memory = join(dirname(this.#shellSocket), `${this.name}.memory`);
     try {
       await writeMemoryOf(saved, await this.xml('inactive'), memory);
-      await this.#startAs(['restore', memory]);
+      await this.#run(['restore', memory]);
     } finally {
       await rm(memory, { force: true });
     }
+    await this.#waitForGuest();
   }
 
   /** The XML without what may differ from one VM to a like one. */

@@ -54,7 +54,8 @@ const untilFrozenAndThawed = () =>
 describe('A VM that cannot be frozen', () => {
   it('is AGENT_NOT_CONFIGURED without a guest agent channel, and VM_NOT_RUNNING when it is off', async () => {
     const { lab } = world;
-    const mute = await lab.addVm({ name: 'mute', disks: ['vda'], agentChannel: false });
+    const mute = await lab.addVm({ name: 'mute', disks: ['vda'], agentChannel: false, start: false });
+    await mute.powerOn();
     expect(await world.snapshot({}, mute.uuid)).toMatchObject(failedWith('AGENT_NOT_CONFIGURED'));
     expect((await mute.chains()).vda).toEqual([mute.diskPath('vda')]);
     await mute.destroy();
