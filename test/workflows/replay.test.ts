@@ -8,7 +8,7 @@ import { temporal } from '@temporalio/proto';
 import { type History, Worker } from '@temporalio/worker';
 import { DeterminismViolationError } from '@temporalio/workflow';
 import { pino } from 'pino';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, inject, it } from 'vitest';
 import {
   fails,
   heldVerdict,
@@ -20,7 +20,7 @@ import {
   untilToldToStop,
   volumesOnly,
 } from './fixtures/scripted-activities.js';
-import { bundledWorkflows, temporalWorld } from './fixtures/temporal.js';
+import { temporalWorld } from './fixtures/temporal.js';
 
 /** Stored histories: see histories/README.md. */
 const folder = fileURLToPath(new URL('histories/', import.meta.url));
@@ -87,7 +87,7 @@ let code: string;
 beforeAll(async () => {
   installRuntime(pino({ level: 'silent' }));
   if (process.env.STILLPOINT_RECORD_HISTORIES === '1') await record();
-  ({ code } = await bundledWorkflows());
+  code = await readFile(inject('workflowBundle'), 'utf8');
 });
 
 describe("today's workflows", () => {
