@@ -183,7 +183,7 @@ describe('the lab', () => {
   });
 
   it('makes further VMs from the same image, and their file systems are clean after a power-off', async () => {
-    const vm = await lab.addVm({ name: 'extra' });
+    const vm = await lab.addVm({ name: 'extra', disks: ['vda', 'vdb', 'vdc'] });
     expect(await vm.guest.run('hostname')).toBe('lab');
     await vm.stop();
     const reports = await verifySnapshot([vm.diskPath('vda'), vm.diskPath('vdb')]);
