@@ -101,6 +101,13 @@ async function canBeDownloaded(signal) {
   }
 }
 
+/** Goes over to a built program, with this one's arguments. It cleans up by itself when it is stopped: this one only waits for it. */
+export function handOver(...program) {
+  const child = spawn(process.execPath, [path.join(root, ...program), ...process.argv.slice(2)], { stdio: 'inherit' });
+  for (const signal of SIGNALS) process.on(signal, () => child.kill(signal));
+  child.on('exit', (code, signal) => process.exit(code ?? (signal ? 1 : 0)));
+}
+
 /** npm keeps what it installed in node_modules/.package-lock.json: older than the lockfile means that the lockfile changed since. */
 function dependenciesAreCurrent() {
   const installed = path.join(root, 'node_modules', '.package-lock.json');
