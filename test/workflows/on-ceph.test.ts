@@ -31,7 +31,7 @@ const guests = new Map<string, { vm: SimulatedVm; target: string; cuts: number }
 
 beforeAll(async () => {
   standIn = await startCinderStandIn({
-    times: { acceptMs: 2, cutMs: 10, availableMs: 20, deleteMs: 5 },
+    times: { acceptMs: 2, cutMs: 100, availableMs: 120, deleteMs: 5 },
     onCut: (volume) => {
       const disk = guests.get(volume);
       if (disk === undefined) return undefined;
@@ -79,14 +79,12 @@ afterEach(() => {
   stopListening();
 });
 
-/** A VM with two disks of the host and these besides. */
-function addVm(...disks: SimulatedDisk[]): void {
-  vm = host.world.addVm({
-    name: `web-${uuid.slice(0, 8)}`,
-    uuid,
-    disks: [{ target: 'vda' }, { target: 'vdb' }, ...disks],
-  });
+/** A VM with two disks of the host and these besides. Answers its disks, which a test may change as an administrator does. */
+function addVm(...disks: SimulatedDisk[]): SimulatedDisk[] {
+  const all: SimulatedDisk[] = [{ target: 'vda' }, { target: 'vdb' }, ...disks];
+  vm = host.world.addVm({ name: `web-${uuid.slice(0, 8)}`, uuid, disks: all });
   for (const { target, serial } of disks) if (serial !== undefined) guests.set(serial, { vm, target, cuts: 0 });
+  return all;
 }
 
 /** The same with so many Ceph volumes, attached to it: vdc, vdd, … Answers their ids. */
@@ -337,6 +335,32 @@ describe('what Cinder would refuse in the window', () => {
     const [volume = ''] = addVmOnCeph(1);
     standIn.volumes.volume(volume).status = 'maintenance';
     expect((await failureOf(snapshot())).type).toBe('VOLUME_BUSY');
+    expect([freezes(), creates()]).toEqual([0, 0]);
+    await leavesNothing();
+  });
+});
+
+describe('a VM whose disks change while its run waits', () => {
+  const volumeOfVm = () => standIn.addVolume({ instance: uuid });
+
+  it.each<[string, string, (disks: SimulatedDisk[]) => void]>([
+    [
+      'another volume in the place of the planned one',
+      'VOLUME_MISMATCH',
+      ([, , vdc]) => {
+        if (vdc !== undefined) vdc.serial = volumeOfVm();
+      },
+    ],
+    ['a disk more', 'VM_CHANGED', (disks) => void disks.push({ target: 'vdd', kind: 'rbd', serial: volumeOfVm() })],
+  ])('gets no snapshot: %s', async (_, code, change) => {
+    const disks = addVm({ target: 'vdc', kind: 'rbd', serial: volumeOfVm() });
+    // The first question about the volume: the run has read the VM's disks, and plans.
+    onRequest = (request) => {
+      if (!request.startsWith('GET /volumes/')) return;
+      onRequest = () => {};
+      change(disks);
+    };
+    expect((await failureOf(snapshot())).type).toBe(code);
     expect([freezes(), creates()]).toEqual([0, 0]);
     await leavesNothing();
   });
