@@ -136,6 +136,8 @@ export async function removeVolumeSnapshots(
   let triedUntil = started + hostPatienceMs;
   for (;;) {
     try {
+      // Before the look: the last one must have begun when nothing can appear any more.
+      const isAwaited = removal.mayAppear.length > 0 && performance.now() - started < cloud.rpcTimeoutMs;
       const open = (await leftInCinder(deps, cloud, removal, signal)).filter(
         ({ id }) => ended.get(id)?.outcome !== 'pending',
       );
@@ -148,7 +150,6 @@ export async function removeVolumeSnapshots(
         });
         ended.set(snapshot.id, partOf(removal, snapshot, end));
       }
-      const isAwaited = removal.mayAppear.length > 0 && performance.now() - started < cloud.rpcTimeoutMs;
       if (open.length === 0 && !isAwaited) return [...ended.values()];
       if (isAwaited) {
         tell({ lookingFor: removal.mayAppear, because: 'Cinder may still carry out a request whose answer was lost' });
