@@ -31,7 +31,8 @@ export interface MeasureOptions {
   /** Takes what is measured, as it is measured: it stays if the rest cannot be. */
   readonly into: Series[];
   readonly settings: readonly Setting[];
-  log(): LibvirtLog;
+  /** libvirt's log from now on. */
+  log(): Pick<LibvirtLog, 'agent'>;
   /** Takes back whatever a way has left: the guest thawed, no overlay, no snapshot. */
   restore(): Promise<void>;
   readonly signal: AbortSignal;
@@ -80,7 +81,7 @@ export async function measure(options: MeasureOptions): Promise<void> {
   }
 }
 
-function windowInLog(log: LibvirtLog): number {
+function windowInLog(log: Pick<LibvirtLog, 'agent'>): number {
   const entries = log.agent();
   const frozen = entries.find(
     (entry) => entry.direction === 'received' && entry.command.startsWith('guest-fsfreeze-freeze') && !entry.failed,
