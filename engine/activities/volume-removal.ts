@@ -132,12 +132,13 @@ export async function removeVolumeSnapshots(
   const cloud = cloudOf(deps);
   const { hostPatienceMs = 120_000, hostPollMs = 1_000 } = deps.settings ?? {};
   const ended = new Map<string, DeletedVolumePart>();
-  const started = performance.now();
-  let triedUntil = started + hostPatienceMs;
+  /** Since when Cinder answers. While it did not, it may have held up what is looked for; it carries that out when it goes on. */
+  let answersSince = performance.now();
+  let triedUntil = answersSince + hostPatienceMs;
   for (;;) {
     try {
       // Before the look: the last one must have begun when nothing can appear any more.
-      const isAwaited = removal.mayAppear.length > 0 && performance.now() - started < cloud.rpcTimeoutMs;
+      const isAwaited = removal.mayAppear.length > 0 && performance.now() - answersSince < cloud.rpcTimeoutMs;
       const open = (await leftInCinder(deps, cloud, removal, signal)).filter(
         ({ id }) => ended.get(id)?.outcome !== 'pending',
       );
@@ -169,6 +170,7 @@ export async function removeVolumeSnapshots(
       await delay(hostPollMs, undefined, { signal }).catch(() => {
         throw signal.reason;
       });
+      answersSince = performance.now();
     }
   }
 }
