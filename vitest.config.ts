@@ -24,6 +24,7 @@ export default defineConfig({
         test: {
           name: 'unit',
           pool,
+          isolate: false,
           include: ['test/**/*.test.ts'],
           exclude: [...onTemporal, ...onLab, ...onCeph],
           testTimeout: 30_000,
