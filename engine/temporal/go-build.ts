@@ -39,7 +39,7 @@ export interface GoBuildOptions {
 /**
  * Builds `temporal` from its Go module, pinned by the go.mod and go.sum in `go-module/`, into the cache.
  *
- * About 2 minutes on 2 cores when nothing is cached, seconds when Go has built it before.
+ * Minutes on 2 cores when nothing is cached, seconds when Go has built it before.
  * @throws TemporalError TEMPORAL_BUILD_FAILED with the last lines Go wrote
  */
 export async function buildWithGo(
