@@ -13,6 +13,7 @@ for target in $others; do disks="$disks --diskspec $target,snapshot=no"; done
 
 # Whatever goes wrong, the guest is thawed.
 trap 'virsh -q domfsthaw "$vm" >/dev/null' EXIT
+trap 'exit 1' INT TERM HUP
 virsh -q domfsfreeze "$vm" >/dev/null
 frozen=$(date +%s%N)
 
