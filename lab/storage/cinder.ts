@@ -169,12 +169,24 @@ export class Cinder {
    * Takes a volume from its VM, as an administrator does by force: to delete an attachment with an instance Cinder first asks a
    * Nova whether that one agrees (CVE-2023-2088), and there is none.
    */
-  async detach({ projectId, id }: AttachedVolume): Promise<void> {
+  async detach({ projectId, id }: Pick<AttachedVolume, 'projectId' | 'id'>): Promise<void> {
     const free = { 'os-reset_status': { status: 'available', attach_status: 'detached' } };
     const { status } = await this.request('POST', projectId, `/volumes/${id}/action`, free);
     if (status !== 202 && status !== 404) {
       throw new LabError('STORAGE_FAILED', `Volume ${id} was not detached: Cinder answered ${status}`);
     }
+  }
+
+  /** Gives an available volume from one project to another. */
+  async transfer(id: string, fromProjectId: string, toProjectId: string): Promise<void> {
+    interface Transfer {
+      readonly id: string;
+      readonly auth_key: string;
+    }
+    const offer = { transfer: { volume_id: id, name: id } };
+    const offered = await this.#demand<Transfer>('transfer', 'POST', fromProjectId, '/os-volume-transfer', offer);
+    const accept = { accept: { auth_key: offered.auth_key } };
+    await this.#demand('transfer', 'POST', toProjectId, `/os-volume-transfer/${offered.id}/accept`, accept);
   }
 
   /** Deletes a volume with its snapshots, and waits until Cinder knows it no more. */

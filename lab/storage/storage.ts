@@ -336,6 +336,16 @@ export class Storage {
     return this.#parts.cinder.attach(projectId, volumeId, vmUuid, device);
   }
 
+  /** Takes a volume from the VM that has it, by Cinder's word: it is available then. */
+  async detachVolume(volumeId: string, projectId = this.cinder.projectId): Promise<void> {
+    await this.#parts.cinder.detach({ id: volumeId, projectId });
+  }
+
+  /** Gives an available volume to another project, as its owners would: one offers it, the other takes it. */
+  async giveVolume(volumeId: string, fromProjectId: string, toProjectId: string): Promise<void> {
+    await this.#parts.cinder.transfer(volumeId, fromProjectId, toProjectId);
+  }
+
   /** Detaches a volume and deletes it with all its snapshots. Nobody may have it open. */
   async removeVolume(volume: AttachedVolume): Promise<void> {
     await this.#parts.cinder.detach(volume);
