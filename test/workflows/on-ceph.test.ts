@@ -375,6 +375,7 @@ describe('Cinder away', () => {
     expect(failure.type).toBe('CINDER_UNREACHABLE');
     expect(failure.message).toContain('Nothing is left of the snapshot.');
     expect(freezes()).toBe(0);
+    expect(requests.filter((request) => request.includes('/snapshots'))).toEqual([]);
     await leavesNothing();
   });
 
