@@ -72,10 +72,7 @@ const APT_OPTIONS = ['-o', 'Acquire::Retries=2', '-o', 'Acquire::http::Timeout=2
  */
 export async function ensurePackages(requirements: readonly Requirement[], progress: Progress): Promise<void> {
   const missing = [...new Set(missingPackages(requirements))];
-  if (missing.length === 0) {
-    progress('packages: all present');
-    return;
-  }
+  if (missing.length === 0) return;
   const command = `apt-get install --no-install-recommends ${missing.join(' ')}`;
   if (process.getuid?.() !== 0) throw new LabError('PACKAGES_MISSING', `Run as root, or install first: ${command}`);
   if (!existsSync('/usr/bin/apt-get')) {
