@@ -39,7 +39,10 @@ describe('undoWindow before another window', () => {
       vm: 'v',
       operation: 'o',
       window: 'o.1',
-      plan: { snapshotId: 'o', localDisks: ['vda'] },
+      plan: { snapshotId: 'o', localDisks: ['vda'], volumes: [] },
+      parts: [],
+      mayBeThere: [],
+      mayAppear: [],
     };
     const undoing = asActivity(() =>
       undoWindow(deps, { ...request, isLast: false } as never, new AbortController().signal, () => {}),
