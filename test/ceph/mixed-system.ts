@@ -13,7 +13,7 @@ export const LOCAL = ['vda', 'vdb'];
 export const VOLUMES = ['vdc', 'vdd', 'vde', 'vdf'];
 
 /** Short where a test would only wait: nothing comes later than that from a Cinder whose requests the proxy has dropped. */
-const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 3_000, requestTimeoutMs: 10_000 };
+const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 2_000, requestTimeoutMs: 10_000 };
 
 /** A snapshot as Cinder has it; what no test reads is left out. */
 export interface CinderSnapshot {
@@ -102,6 +102,14 @@ export class MixedSystem {
     return body.snapshots as CinderSnapshot[];
   }
 
+  /** How many snapshots Cinder counts against the project's quota. */
+  async snapshotsCounted(): Promise<number> {
+    const { projectId } = this.storage.cinder;
+    const { body } = await this.storage.request('GET', `/os-quota-sets/${projectId}?usage=true`);
+    const { snapshots } = body.quota_set as { snapshots: { in_use: number; reserved: number } };
+    return snapshots.in_use + snapshots.reserved;
+  }
+
   /** The snapshots in Ceph, by image. */
   async snapshotsInCeph(): Promise<Record<string, readonly string[]>> {
     const { images, trash } = await this.storage.rbdSnapshots();
@@ -137,6 +145,14 @@ export class MixedSystem {
     expect(await this.snapshotsInCinder()).toEqual([]);
     const inCeph = await this.snapshotsInCeph();
     expect(Object.values(inCeph).flat()).toEqual([]);
+  }
+
+  /** Deletes what a test has left that failed in the middle, so that the next one does not fail for it. */
+  async deleteAll(): Promise<void> {
+    const { snapshots } = (await this.system.request<{ snapshots: SnapshotView[] }>('GET', '/v1/snapshots')).body;
+    for (const { id, state } of snapshots) {
+      if (state === 'complete' || state === 'cleanup-pending') await this.system.deleteSnapshot(id);
+    }
   }
 
   /** Brings whatever a test broke back to a system that works. */

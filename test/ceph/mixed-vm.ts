@@ -1,12 +1,16 @@
 /** What snapshots of the mixed VM are, and how it is seen from outside. */
+import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
+import { type SnapshotVmInput, type SnapshotVmResult, TASK_QUEUE, workflowIdOf } from '@stillpoint/workflows';
+import { Client, Connection } from '@temporalio/client';
 import { describe, expect, it } from 'vitest';
 import { LOCAL, VOLUMES } from './mixed-system.js';
-import { mixed } from './the-system.js';
+import { leavingNothing, log, mixed } from './the-system.js';
 
 describe('A VM with local disks and volumes on Ceph', () => {
+  leavingNothing();
+
   it('gets one snapshot of all of them: graded filesystem, clean, in the order of the writes, seen in Cinder, and deleted whole', async () => {
     const { lab, storage, system } = mixed;
-    const log = lab.log();
     const snapshot = await mixed.snapshot({ name: 'before the upgrade' });
     expect(snapshot).toMatchObject({
       state: 'complete',
@@ -56,5 +60,49 @@ describe('A VM with local disks and volumes on Ceph', () => {
     await system.deleteSnapshot(snapshot.id);
     await mixed.expectNothingLeft();
     expect((await storage.cinderCommand(['snapshot-list'], 'member')).stdout).not.toContain('before the upgrade');
+  });
+});
+
+/** As a management engine of another make would start it. */
+async function snapshotDisks(disks: string[]): Promise<SnapshotVmResult> {
+  const connection = await Connection.connect({ address: mixed.system.temporal.address });
+  const vm = mixed.lab.vm.uuid;
+  try {
+    return await new Client({ connection }).workflow.execute('snapshotDisks', {
+      taskQueue: TASK_QUEUE,
+      workflowId: workflowIdOf(vm),
+      args: [{ vm, disks } satisfies SnapshotVmInput],
+    });
+  } finally {
+    await connection.close();
+  }
+}
+
+describe('The disks on Ceph alone', () => {
+  leavingNothing();
+
+  it('are a snapshot graded filesystem, and the local disks are left out of it and alone', async () => {
+    const snapshot = await mixed.snapshot({ disks: VOLUMES });
+    expect(snapshot).toMatchObject({ state: 'complete', grade: 'filesystem', partial: true });
+    expect(snapshot.leftOut.map(({ target }) => target)).toEqual(LOCAL);
+    expect(await mixed.world.overlays()).toEqual([]);
+    await mixed.expectConsistent(snapshot);
+    await mixed.system.deleteSnapshot(snapshot.id);
+  });
+
+  it('are what snapshotDisks takes, started by any Temporal client', async () => {
+    const result = await snapshotDisks(VOLUMES);
+    expect(result).toMatchObject({ grade: 'filesystem', partial: true });
+    const { body: snapshot } = await mixed.system.request<SnapshotView>('GET', `/v1/snapshots/${result.snapshotId}`);
+    expect(snapshot).toMatchObject({ state: 'complete', grade: 'filesystem', disks: result.disks });
+    await mixed.expectConsistent(snapshot);
+    await mixed.system.deleteSnapshot(result.snapshotId);
+  });
+
+  it('are all that snapshotDisks takes: a disk of the host among them is refused before the freeze', async () => {
+    await expect(snapshotDisks(['vdb', ...VOLUMES])).rejects.toMatchObject({
+      cause: { type: 'LOCAL_DISK_IN_SET', message: expect.stringContaining('vdb') },
+    });
+    expect(log.agent().map(({ command }) => command)).not.toContain('guest-fsfreeze-freeze');
   });
 });
