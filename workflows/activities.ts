@@ -143,6 +143,8 @@ export interface PlannedVolume {
   target: string;
   /** Cinder's id. */
   volume: string;
+  /** Id of the project that has it: another one, which an engine may be configured for later, knows nothing of its snapshots. */
+  project?: string;
   /** Its name in Cinder; may be empty. */
   name: string;
   sizeBytes: number;

@@ -167,6 +167,8 @@ export interface DeletedVolumePart {
   snapshot: string;
   outcome: 'deleted' | 'not-found' | 'pending';
   detail: string;
+  /** Of a pending one: Cinder has begun to delete it, or may have, so its data is not to be relied on. */
+  begun?: true;
 }
 
 /**

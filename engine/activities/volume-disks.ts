@@ -54,8 +54,9 @@ async function whoseImage(
     throw mismatch(vm, disk, `the engine's project has no volume ${serial}`);
   }
   requireSameVolume(cloud, vm, disk, volume);
+  const project = await cloud.cinder.project({ signal });
   return {
-    volume: { target: disk.target, volume: volume.id, name: volume.name, sizeBytes: volume.sizeGiB * GiB },
+    volume: { target: disk.target, volume: volume.id, project, name: volume.name, sizeBytes: volume.sizeGiB * GiB },
   };
 }
 

@@ -14,7 +14,8 @@ const mostDeletes = 3;
 const lookAgainMs = 1_000;
 
 type Tell = (details: unknown) => void;
-type End = { outcome: 'deleted' | 'not-found' } | { outcome: 'pending'; detail: string };
+/** `begun`: Cinder has begun to delete it, and did not put it back: its data is not to be relied on. */
+type End = { outcome: 'deleted' | 'not-found' } | { outcome: 'pending'; detail: string; begun?: true };
 
 /**
  * Deletes one snapshot and waits until Cinder knows it no more. One in `creating` is waited for, because Cinder refuses to delete it; one that something
@@ -39,18 +40,14 @@ export async function deletedSnapshot(
         isGivenUp = true;
       } else if (performance.now() > until) return { outcome: 'pending', detail: stuck(id) };
     } else if (now.status !== 'deleting') {
-      if (asked === mostDeletes) {
-        return {
-          outcome: 'pending',
-          detail: `Cinder takes the deletion of snapshot ${id} and leaves it ${now.status}: most likely a volume was made from it. Delete that first.`,
-        };
-      }
+      if (asked === mostDeletes) return notDeleted(now);
       asked += await deletionAsked(cinder, id, options);
       until = performance.now() + waitMs;
     } else if (performance.now() > until) {
       return {
         outcome: 'pending',
         detail: `Cinder is still deleting snapshot ${id}. See cinder-volume and the Ceph cluster.`,
+        begun: true,
       };
     }
     await delay(pollMs, undefined, options);
@@ -79,13 +76,22 @@ async function deletionAsked(cinder: Cinder, id: string, options: { signal?: Abo
   return 1;
 }
 
-/** Undefined: it is called `error` now. Else why not, and who can. */
+/** Asked for often enough: it came back to where it was, or Cinder failed at it. */
+function notDeleted({ id, status }: VolumeSnapshot): End {
+  const what = `Cinder does not delete snapshot ${id}, and leaves it ${status}`;
+  return status === 'error_deleting'
+    ? { outcome: 'pending', detail: `${what}: see the log of cinder-volume and the Ceph cluster.`, begun: true }
+    : { outcome: 'pending', detail: `${what}: most likely a volume was made from it. Delete that first.` };
+}
+
+/** Undefined: it is called `error` now, or has left `creating` by itself. Else why not, and who can. */
 async function givenUp(cinder: Cinder, id: string, options: { signal?: AbortSignal }): Promise<string | undefined> {
   try {
     await cinder.giveUpCreating(id, options);
     return undefined;
   } catch (error) {
     if (isCinderError(error, 'CINDER_FORBIDDEN')) return stuck(id);
+    if (isCinderError(error, 'VOLUME_SNAPSHOT_NOT_FOUND', 'VOLUME_SNAPSHOT_BUSY')) return undefined;
     throw error;
   }
 }
@@ -132,23 +138,32 @@ export async function removeVolumeSnapshots(
   const cloud = cloudOf(deps);
   const { hostPatienceMs = 120_000, hostPollMs = 1_000 } = deps.settings ?? {};
   const ended = new Map<string, DeletedVolumePart>();
+  /** Those whose deletion may have been asked for, and has no end that is known. */
+  const begun = new Map<string, VolumeSnapshot>();
+  const started = performance.now();
   /** Since when Cinder answers. While it did not, it may have held up what is looked for; it carries that out when it goes on. */
-  let answersSince = performance.now();
-  let triedUntil = answersSince + hostPatienceMs;
+  let answersSince = started;
+  let triedUntil = started + hostPatienceMs;
   for (;;) {
     try {
+      const elsewhere = await ofAnotherProject(cloud, wanted, signal);
+      if (elsewhere !== undefined) return wanted.map((disk) => pendingPart(disk, undefined, elsewhere));
       // Before the look: the last one must have begun when nothing can appear any more.
-      const isAwaited = removal.mayAppear.length > 0 && performance.now() - answersSince < cloud.rpcTimeoutMs;
-      const open = (await leftInCinder(deps, cloud, removal, signal)).filter(
-        ({ id }) => ended.get(id)?.outcome !== 'pending',
-      );
+      // A Cinder that answers now and then would be awaited for ever: `hostPatienceMs` bounds that, too.
+      const lookUntil = Math.min(answersSince, started + hostPatienceMs) + cloud.rpcTimeoutMs;
+      const isAwaited = removal.mayAppear.length > 0 && performance.now() < lookUntil;
+      // What Cinder knows no more does not come back, whatever its list says.
+      const open = (await leftInCinder(deps, cloud, removal, signal)).filter(({ id }) => !ended.has(id));
+      begun.clear();
       for (const snapshot of open) {
         tell({ deleting: snapshot.id, volume: snapshot.volumeId });
+        begun.set(snapshot.id, snapshot);
         const end = await deletedSnapshot(cloud.cinder, snapshot.id, {
           waitMs: cloud.undoWaitMs,
           signal,
           ...(removal.mayGiveUp ? { giveUpCreatingMs: cloud.giveUpCreatingMs } : {}),
         });
+        begun.delete(snapshot.id);
         ended.set(snapshot.id, partOf(removal, snapshot, end));
       }
       if (open.length === 0 && !isAwaited) return [...ended.values()];
@@ -161,8 +176,11 @@ export async function removeVolumeSnapshots(
       if (signal.aborted) throw signal.reason;
       if (!isCinderError(error)) throw error;
       if (!isPassing(error) || performance.now() > triedUntil) {
-        const known = [...ended.values()];
         const detail = `${error.message} ${error.advice}`.trim();
+        const broken = [...begun.values()].map((snapshot) =>
+          partOf(removal, snapshot, { outcome: 'pending', detail, begun: true }),
+        );
+        const known = [...ended.values(), ...broken];
         const unknown = wanted.filter((disk) => !known.some((part) => part.target === disk.target));
         return [...known, ...unknown.map((disk) => pendingPart(disk, undefined, detail))];
       }
@@ -176,6 +194,20 @@ export async function removeVolumeSnapshots(
 }
 
 const noCloud = 'This engine knows no cloud any more (docs/openstack.md): configure the one that has the volume.';
+
+/** Where this engine cannot see the volumes' snapshots, 'not found' would be no proof that they are gone: why, and what to do. */
+async function ofAnotherProject(
+  { cinder }: Cloud,
+  wanted: readonly PlannedVolume[],
+  signal: AbortSignal,
+): Promise<string | undefined> {
+  const ours = await cinder.project({ signal });
+  const other = wanted.find(({ project }) => project !== undefined && project !== ours);
+  return (
+    other &&
+    `Volume ${other.volume} was of the project ${other.project} when the snapshot was taken, and this engine is configured for the project ${ours}: configure it for that one (docs/openstack.md), then delete the snapshot again.`
+  );
+}
 
 async function leftInCinder(
   deps: ActivityDeps,
@@ -192,8 +224,9 @@ async function leftInCinder(
 
 function partOf(removal: VolumeRemoval, { id, volumeId }: VolumeSnapshot, end: End): DeletedVolumePart {
   const target = removal.volumes.find((disk) => disk.volume === volumeId)?.target ?? volumeId;
-  const detail = end.outcome === 'pending' ? end.detail : '';
-  return { target, kind: 'volume', volume: volumeId, snapshot: id, outcome: end.outcome, detail };
+  const part = { target, kind: 'volume', volume: volumeId, snapshot: id } as const;
+  if (end.outcome !== 'pending') return { ...part, outcome: end.outcome, detail: '' };
+  return { ...part, ...end };
 }
 
 function pendingPart(disk: PlannedVolume, snapshot: string | undefined, detail: string): DeletedVolumePart {

@@ -318,8 +318,8 @@ export class SqlCatalogue implements Catalogue {
             ...found.map(({ target, detail }) => `${target}: ${detail}`),
           ]),
         ];
-        // With any part merged it is no snapshot of that window any more; until then it is as good as before.
-        const isWhole = row.result !== null && left.length === parts.length;
+        // With any part gone, or of which nobody can say that it is not, it is no snapshot of that window any more; until then it is as good as before.
+        const isWhole = row.result !== null && parts.every((part) => isUntouched(part, end.merged));
         await transaction
           .updateTable('snapshots')
           .set({
@@ -502,6 +502,12 @@ async function keepHost(transaction: Transaction<Tables>, name: string): Promise
 
 function isGone(part: RemovedPart): boolean {
   return part.outcome !== 'pending';
+}
+
+/** The deletion says of this part that it is still there, as it was. */
+function isUntouched({ target }: DiskPart, removed: readonly RemovedPart[]): boolean {
+  const of = removed.filter((part) => part.target === target);
+  return of.length > 0 && of.every((part) => !isGone(part) && !(part.kind === 'volume' && part.begun));
 }
 
 /** What of a part is to go: the overlay, or Cinder's snapshot. */

@@ -10,6 +10,8 @@ export interface Cinder {
    * connections open, so that nothing of this is left to do while a guest is frozen.
    */
   makeReady(request: { validForMs: number; connections: number }, options?: CinderCallOptions): Promise<void>;
+  /** The id of our project. */
+  project(options?: CinderCallOptions): Promise<string>;
   /** A volume of our project. Errors: VOLUME_NOT_FOUND (also one of another project). */
   volume(id: string, options?: CinderCallOptions): Promise<CinderVolume>;
   /** What the project may still make; -1: no limit. */

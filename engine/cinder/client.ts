@@ -61,6 +61,10 @@ export class CinderClient implements Cinder {
     );
   }
 
+  async project({ signal }: CinderCallOptions = {}): Promise<string> {
+    return (await this.#identity.access(0, signal)).projectId;
+  }
+
   async volume(id: string, options: CinderCallOptions = {}): Promise<CinderVolume> {
     const asked: Asked = { what: 'volume', id };
     const { access, read } = await this.#call(asked, { method: 'GET', path: `/volumes/${checked(id)}`, ...options });

@@ -433,6 +433,34 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         });
       });
 
+      it.each([
+        ['a cancelled deletion tells nothing of its parts', []],
+        [
+          'Cinder has begun to delete a part',
+          [
+            {
+              target: 'vdc',
+              kind: 'volume' as const,
+              volume: 'v',
+              snapshot: 's',
+              outcome: 'pending' as const,
+              detail: 'still deleting',
+              begun: true as const,
+            },
+          ],
+        ],
+      ])('is not complete any more when %s', async (_, removed) => {
+        const vm = randomUUID();
+        const volume = { target: 'vdc', kind: 'volume' as const, volume: 'v', snapshot: 's', sizeBytes: 1 };
+        const id = await complete(vm, [volume]);
+        const runId = randomUUID();
+        await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId });
+        await one.abandonDeleting(id, runId, { error: { code: 'CANCELLED', text: 'cancelled' }, merged: removed });
+        const row = await other.getSnapshot(id);
+        expect(row).toMatchObject({ state: 'cleanup-pending', parts: [volume] });
+        expect(row?.pending).toHaveLength(1);
+      });
+
       it('is cleanup pending with what is left when some parts were merged', async () => {
         const vm = randomUUID();
         const left = { ...part('/i/b', '/i/b.1'), target: 'vdb' };
