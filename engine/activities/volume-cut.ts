@@ -15,7 +15,7 @@ const repeatMs = 2_000;
 const repeatEveryMs = 50;
 /** There is no event to wait for: so often is Cinder asked whether the snapshot is available, ms. */
 const pollMs = 20;
-/** So long a cut that lost its window waits for what it made to be gone, ms; then the undo does. */
+/** So long a cut that lost its window tries to be rid of what it made, ms; then the undo does. */
 const discardMs = 10_000;
 
 const GiB = 1024 ** 3;
@@ -30,13 +30,9 @@ export async function snapshotVolume(
   signal: AbortSignal,
 ): Promise<VolumeCut> {
   const { host, vm, window, cut, disk } = request;
-  const { cinder } = cloudOf(deps);
-  const hold = await deps.hosts
-    .host(host)
-    .holdCut({ vm, window, cut }, { signal })
-    .catch((error: unknown) => {
-      throw asActivityError(error, { outcome: 'none' });
-    });
+  const { cinder, hold } = await begun(deps, { host, vm, window, cut }, signal).catch((error: unknown) => {
+    throw asActivityError(error, { outcome: 'none' });
+  });
 
   const started = performance.now();
   const made = await create(cinder, hold, newSnapshot(deps, request)).catch(async (error: unknown) => {
@@ -68,6 +64,16 @@ export async function snapshotVolume(
     },
     cutMs: performance.now() - started,
   };
+}
+
+/** What a cut needs; nothing has been asked of Cinder yet. */
+async function begun(
+  deps: ActivityDeps,
+  { host, ...cut }: { host: string; vm: string; window: string; cut: string },
+  signal: AbortSignal,
+): Promise<{ cinder: Cinder; hold: CutHold }> {
+  const { cinder } = cloudOf(deps);
+  return { cinder, hold: await deps.hosts.host(host).holdCut(cut, { signal }) };
 }
 
 /** Sends the create while the hold is fresh. After an answer that was lost it looks for what may have been made, and never sends it again. */
@@ -131,7 +137,9 @@ async function untilAvailable(cinder: Cinder, hold: CutHold, id: string): Promis
 
 /** Deletes what the cut made in vain; the error says whether anything of it is left for the undo. */
 async function discarded(cinder: Cinder, { id }: VolumeSnapshot, error: unknown): Promise<Error> {
-  const isGone = await deletedSnapshot(cinder, id, { waitMs: discardMs }).then(
+  // The signal bounds the calls, too: a Cinder that hangs must not keep the cut, nor what waits for it to settle.
+  const signal = AbortSignal.timeout(discardMs);
+  const isGone = await deletedSnapshot(cinder, id, { waitMs: discardMs, signal }).then(
     (end) => end.outcome !== 'pending',
     () => false,
   );

@@ -1,0 +1,62 @@
+import type { ActivityDeps } from '@stillpoint/engine/activities/deps.js';
+import { snapshotVolume } from '@stillpoint/engine/activities/volume-cut.js';
+import type { Cinder, VolumeSnapshot } from '@stillpoint/engine/cinder/cinder.js';
+import { CinderError } from '@stillpoint/engine/cinder/errors.js';
+import { expect, it } from 'vitest';
+
+/** One volume's cut, where the host or Cinder does what is hard to bring about in a whole run. */
+
+const made: VolumeSnapshot = {
+  id: '22222222-2222-4222-8222-222222222222',
+  volumeId: '11111111-1111-4111-8111-111111111111',
+  name: '',
+  description: '',
+  status: 'creating',
+  sizeGiB: 1,
+  createdAt: '2026-11-21T12:00:00Z',
+  metadata: {},
+};
+const disk = { target: 'vdc', volume: made.volumeId, project: 'p-1', name: 'data', sizeBytes: 1 };
+
+function cut(cinder: Partial<Cinder> | undefined) {
+  const told: string[] = [];
+  const hold = {
+    isFresh: () => true,
+    lost: new AbortController().signal,
+    done: async () => ({ inTime: true, reason: '' }),
+    failed: async (reason: string) => {
+      told.push(reason);
+    },
+  };
+  const deps = {
+    installationId: 'i',
+    hosts: { host: () => ({ holdCut: async () => hold }) },
+    cloud: cinder && { cinder },
+  } as unknown as ActivityDeps;
+  const plan = { snapshotId: 's', name: 'n', vm: { uuid: 'u', name: 'web' }, setDisks: ['vdc'], volumes: [disk] };
+  const request = { host: 'h', vm: 'u', operation: 's', window: 's.1', cut: 'vdc', disk, plan };
+  return { told, part: snapshotVolume(deps, request as never, new AbortController().signal) };
+}
+
+it('says that nothing of it is there on an engine that knows no cloud', async () => {
+  await expect(cut(undefined).part).rejects.toMatchObject({
+    code: 'CINDER_NOT_CONFIGURED',
+    metadata: { outcome: 'none' },
+  });
+});
+
+it('does not wait for ever to be rid of what it made in vain, and leaves it to the undo', async () => {
+  const signals: unknown[] = [];
+  const failing = cut({
+    createSnapshot: async () => made,
+    snapshot: async (_, options) => {
+      signals.push(options?.signal);
+      if (signals.length === 1) return { ...made, status: 'error' };
+      throw new CinderError('CINDER_UNREACHABLE', 'Cinder did not answer.');
+    },
+  });
+  await expect(failing.part).rejects.toMatchObject({ code: 'VOLUME_SNAPSHOT_FAILED', metadata: { outcome: 'made' } });
+  expect(failing.told).toHaveLength(1);
+  // The second look belongs to the deletion.
+  expect(signals).toEqual([expect.any(AbortSignal), expect.any(AbortSignal)]);
+});
