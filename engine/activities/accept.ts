@@ -100,6 +100,10 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
       },
     );
   }
+  const planned = row.plan as Plan | undefined;
+  // Who undid it may have been able to say what is left in Cinder, and not what is left on the host: that looks for it by the windows' ids.
+  const knowsParts =
+    (planned?.localDisks ?? []).length > 0 ? row.parts.some(({ kind }) => kind === 'local') : row.parts.length > 0;
   return {
     operation: idOfRun(run.runId, 'delete'),
     snapshotId: row.snapshotId,
@@ -108,10 +112,8 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     host: row.host,
     window: row.windowId ?? '',
     parts: row.parts,
-    volumes: (row.plan as Plan | undefined)?.volumes ?? [],
-    // Nobody could say which parts are left: the host looks for them by the windows' ids.
-    leftOpen:
-      row.result === undefined && row.parts.length === 0 && (row.endedAt === undefined || row.pending.length > 0),
+    volumes: planned?.volumes ?? [],
+    leftOpen: row.result === undefined && !knowsParts && (row.endedAt === undefined || row.pending.length > 0),
   };
 }
 

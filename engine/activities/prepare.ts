@@ -104,7 +104,7 @@ export async function cleanUpAfterDeadRun(
   }
   const wasLeftOpen = row?.runId !== undefined && ['running', 'recording', 'undoing'].includes(row.state);
   if (wasLeftOpen && (await deps.catalogue.beginUndoing(row.snapshotId, row.runId ?? ''))) {
-    const plan = row.plan as Plan;
+    const plan: Plan = { ...(row.plan as Plan), volumes: (row.plan as Partial<Plan>).volumes ?? [] };
     const everyVolume = plan.volumes.map((disk) => disk.target);
     const { pending, left } = await takeBackWindow(
       deps,
