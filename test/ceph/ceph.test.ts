@@ -2,3 +2,4 @@
 import './the-system.js';
 import './mixed-vm.js';
 import './faults.js';
+import './deaths.js';
