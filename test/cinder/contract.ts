@@ -99,6 +99,10 @@ export function describeCinder(name: string, setup: () => Promise<CinderUnderTes
         });
       });
 
+      it('are of a project that has an id', async () => {
+        expect(await cinder.project()).toMatch(/^[\w-]+$/);
+      });
+
       it('without an attachment are available', async () => {
         const free = await under.makeVolume();
         expect(await cinder.volume(free)).toMatchObject({ status: 'available', attachments: [] });
