@@ -54,7 +54,7 @@ export interface Catalogue {
    * `deleting` -> `deleted`; every other snapshot of the VM whose image was one of `merged[].overlay` now has it in `merged[].path`.
    */
   finishDeleting(snapshotId: string, runId: string, merged: RemovedPart[]): Promise<boolean>;
-  /** `deleting` -> `complete` with what is left of its parts, or `cleanup-pending`. */
+  /** `deleting` -> `complete` where every part is told to be pending and untouched; else `cleanup-pending` with what is left of its parts. */
   abandonDeleting(
     snapshotId: string,
     runId: string,
