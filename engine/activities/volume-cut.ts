@@ -15,6 +15,8 @@ const repeatMs = 2_000;
 const repeatEveryMs = 50;
 /** There is no event to wait for: so often is Cinder asked whether the snapshot is available, ms. */
 const pollMs = 20;
+/** No window is longer, ms; one that is not frozen has no limit of its own. */
+const availableMs = 60_000;
 /** So long a cut that lost its window tries to be rid of what it made, ms; then the undo does. */
 const discardMs = 10_000;
 
@@ -40,7 +42,7 @@ export async function snapshotVolume(
     throw asActivityError(error, isUnknown(error) ? {} : { outcome: 'none' });
   });
   try {
-    await untilAvailable(cinder, hold, made.id);
+    await untilAvailable(cinder, hold, made);
   } catch (error) {
     await hold.failed(textOf(error));
     throw await discarded(cinder, made, error);
@@ -114,11 +116,20 @@ async function lookFor(
   throw lost;
 }
 
-async function untilAvailable(cinder: Cinder, hold: CutHold, id: string): Promise<void> {
+async function untilAvailable(cinder: Cinder, hold: CutHold, { id, volumeId }: VolumeSnapshot): Promise<void> {
+  const tooLong = AbortSignal.timeout(availableMs);
+  const signal = AbortSignal.any([hold.lost, tooLong]);
   for (;;) {
     if (hold.lost.aborted) throw lossOf(hold);
-    const now = await cinder.snapshot(id, { signal: hold.lost }).catch((error: unknown) => {
-      if (hold.lost.aborted) throw lossOf(hold);
+    if (tooLong.aborted) {
+      throw new ActivityError(
+        'VOLUME_SNAPSHOT_FAILED',
+        `Cinder has not made the snapshot of volume ${volumeId} available within ${availableMs / 1000} s.`,
+        { advice: "See cinder-volume's log and the state of the Ceph cluster, then ask for the snapshot again." },
+      );
+    }
+    const now = await cinder.snapshot(id, { signal }).catch((error: unknown) => {
+      if (signal.aborted) return undefined;
       // The window's limit, which the host keeps, ends the waiting.
       if (isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED', 'CINDER_FAILED')) return undefined;
       throw error;

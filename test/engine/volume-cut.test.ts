@@ -2,7 +2,7 @@ import type { ActivityDeps } from '@stillpoint/engine/activities/deps.js';
 import { snapshotVolume } from '@stillpoint/engine/activities/volume-cut.js';
 import type { Cinder, VolumeSnapshot } from '@stillpoint/engine/cinder/cinder.js';
 import { CinderError } from '@stillpoint/engine/cinder/errors.js';
-import { expect, it } from 'vitest';
+import { expect, it, vi } from 'vitest';
 
 /** One volume's cut, where the host or Cinder does what is hard to bring about in a whole run. */
 
@@ -59,4 +59,17 @@ it('does not wait for ever to be rid of what it made in vain, and leaves it to t
   expect(failing.told).toHaveLength(1);
   // The second look belongs to the deletion.
   expect(signals).toEqual([expect.any(AbortSignal), expect.any(AbortSignal)]);
+});
+
+it('gives a snapshot up that stays in `creating`, also where no window’s limit ends the hold', async () => {
+  const timeout = vi.spyOn(AbortSignal, 'timeout').mockImplementation(() => AbortSignal.abort());
+  const stuck = cut({ createSnapshot: async () => made, snapshot: async () => made });
+  await expect(stuck.part)
+    .rejects.toMatchObject({
+      code: 'VOLUME_SNAPSHOT_FAILED',
+      message: expect.stringMatching(/not made the snapshot .* available within 60 s/),
+      metadata: { outcome: 'made' },
+    })
+    .finally(() => timeout.mockRestore());
+  expect(stuck.told).toHaveLength(1);
 });
