@@ -3,3 +3,5 @@ import './the-system.js';
 import './mixed-vm.js';
 import './faults.js';
 import './deaths.js';
+// Last: it leaves its snapshots.
+import './order.js';

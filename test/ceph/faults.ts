@@ -43,10 +43,12 @@ async function expectComplete(snapshot: SnapshotView, window: 1 | 2): Promise<vo
   await mixed.system.deleteSnapshot(snapshot.id);
 }
 
-/** A lost connection is a reason to try once more: it has a snapshot from the second window, or failed for that reason. */
-async function expectTrueEnd(snapshot: SnapshotView, code: string): Promise<void> {
-  if (snapshot.state === 'complete') await expectComplete(snapshot, 2);
-  else expectFailed(snapshot, code, /See that/);
+/** A lost connection is a reason to try once more: it has a snapshot from the second window, or says why it has none. */
+async function expectTrueEnd(snapshot: SnapshotView, codes: readonly string[]): Promise<void> {
+  if (snapshot.state === 'complete') return expectComplete(snapshot, 2);
+  const code = snapshot.error?.code ?? 'none';
+  expect(codes).toContain(code);
+  expectFailed(snapshot, code, /See that|Ask for the snapshot again/);
 }
 
 /** A snapshot in its window, whose guest is frozen: one volume's create is held before Cinder, the others are cut. */
@@ -186,7 +188,7 @@ describe('In the window', () => {
     await api.start();
     const snapshot = await mixed.system.waitForSnapshot(id);
     await expectThawedInTime();
-    await expectTrueEnd(snapshot, 'CINDER_UNREACHABLE');
+    await expectTrueEnd(snapshot, ['CINDER_UNREACHABLE']);
   });
 
   it('a Cinder that hangs is waited for to the limit of the window; what it does when it goes on is taken back', async () => {
@@ -205,7 +207,8 @@ describe('In the window', () => {
     await api.thaw();
     const snapshot = await mixed.system.waitForSnapshot(id);
     await expectThawedInTime(windowLimitMs + 1_000);
-    await expectTrueEnd(snapshot, 'CINDER_UNREACHABLE');
+    // On a busy machine the second window reaches its limit, too.
+    await expectTrueEnd(snapshot, ['CINDER_UNREACHABLE', 'CONSISTENCY_LOST']);
   });
 
   it('a snapshot that stays in creating is told as pending, with the command that ends it, and cleaned up later', async () => {

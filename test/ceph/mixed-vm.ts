@@ -58,8 +58,6 @@ describe('A VM with local disks and volumes on Ceph', () => {
     });
 
     await system.deleteSnapshot(snapshot.id);
-    await mixed.expectNothingLeft();
-    expect((await storage.cinderCommand(['snapshot-list'], 'member')).stdout).not.toContain('before the upgrade');
   });
 });
 
