@@ -95,25 +95,31 @@ async function create(cinder: Cinder, hold: CutHold, snapshot: NewVolumeSnapshot
   }
 }
 
-/** @throws the create's own error where nothing is found: it may still appear. */
+/**
+ * Looks for what a create with an unknown outcome may have made: again and again where its answer was lost, once where Cinder has answered that it failed,
+ * for then it is there or it is not, and the guest is frozen meanwhile.
+ *
+ * @throws the create's own error where nothing is found: it may still appear.
+ */
 async function lookFor(
   cinder: Cinder,
   hold: CutHold,
   { volumeId, metadata }: NewVolumeSnapshot,
   lost: CinderError,
 ): Promise<VolumeSnapshot> {
-  const until = performance.now() + repeatMs;
+  const until = performance.now() + (lost.code === 'CINDER_FAILED' ? 0 : repeatMs);
   const query = { metadata: windowMetadata(metadata), volumeId };
-  while (!hold.lost.aborted && performance.now() < until) {
+  for (;;) {
+    if (hold.lost.aborted) throw lost;
     try {
       const [found] = await cinder.findSnapshots(query, { signal: hold.lost });
       if (found !== undefined) return found;
     } catch {
       // What went wrong with the create is what people need to know.
     }
+    if (performance.now() > until) throw lost;
     await delay(repeatEveryMs);
   }
-  throw lost;
 }
 
 async function untilAvailable(cinder: Cinder, hold: CutHold, { id, volumeId }: VolumeSnapshot): Promise<void> {

@@ -73,3 +73,19 @@ it('gives a snapshot up that stays in `creating`, also where no window’s limit
     .finally(() => timeout.mockRestore());
   expect(stuck.told).toHaveLength(1);
 });
+
+it('looks once for what a create has made that Cinder answers has failed: the guest is frozen meanwhile', async () => {
+  let looks = 0;
+  const failed = cut({
+    createSnapshot: async () => {
+      throw new CinderError('CINDER_FAILED', 'Cinder failed inside.', { mayHaveHappened: true });
+    },
+    findSnapshots: async () => {
+      looks += 1;
+      return [];
+    },
+  });
+  await expect(failed.part).rejects.toMatchObject({ code: 'CINDER_FAILED', metadata: {} });
+  expect(looks).toBe(1);
+  expect(failed.told).toHaveLength(1);
+});
