@@ -1,25 +1,16 @@
 /** The contract of the Cinder port over a real Cinder on Ceph, without authentication and with a real Keystone. */
 import { randomUUID } from 'node:crypto';
-import { join } from 'node:path';
 import { CinderClient } from '@stillpoint/engine/cinder/client.js';
 import { readCloud } from '@stillpoint/engine/cinder/read-cloud.js';
-import { defaultStateFolder } from '@stillpoint/lab/lab.js';
-import { type CinderCaller, type Storage, startStorage } from '@stillpoint/lab/storage/storage.js';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { attachStorage, type CinderCaller, type Storage } from '@stillpoint/lab/storage/storage.js';
+import { beforeAll, expect, test } from 'vitest';
 import { type CinderUnderTest, describeCinder } from '../cinder/contract.js';
-import { testStateFolder } from './state-folder.js';
+import { storageFolder } from './storage-folder.js';
 
 let storage: Storage;
-beforeAll(async () => {
-  storage = await startStorage({
-    folder: testStateFolder('cinder'),
-    cacheFolder: join(defaultStateFolder(), 'cache'),
-    keystone: true,
-    monitor: 'fast',
-    progress: console.log,
-  });
+beforeAll(() => {
+  storage = attachStorage(storageFolder);
 });
-afterAll(() => storage?.stop());
 
 async function realCinder(caller: CinderCaller): Promise<CinderUnderTest> {
   const cloud = readCloud({ env: storage.environment(caller) });
