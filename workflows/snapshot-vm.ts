@@ -32,9 +32,10 @@ async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
 }
 
 /**
- * The critical section. Where the disks are all the host's, freeze, cut and thaw are the host agent's, in one call; else freeze and thaw are one construct: once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this
- * function without `thawFileSystems`, which no cancel stops and which waits for no cut. Where this workflow is not there to ask, the host agent thaws by
- * itself. Inside it nothing slow: no catalogue, no search attributes, no timers.
+ * The critical section. Where all disks are the host's, freeze, cut and thaw are the host agent's, in one call. Else freeze and thaw are one construct here:
+ * once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this function without `thawFileSystems`, which no cancel stops
+ * and which waits for no cut. Where this workflow is not there to ask, the host agent thaws by itself. Inside it nothing slow: no catalogue, no search
+ * attributes, no timers.
  */
 async function throughOneWindow(window: Window): Promise<WindowEnd> {
   const end: WindowEnd = { frozenGaps: [] };

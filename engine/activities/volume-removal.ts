@@ -101,9 +101,7 @@ function stuck(id: string): string {
 }
 
 function ageMs({ createdAt }: VolumeSnapshot): number {
-  // Cinder's times are UTC and mostly do not say so.
-  const isZoned = /(?:Z|[+-]\d{2}:?\d{2})$/.test(createdAt);
-  return Date.now() - Date.parse(isZoned ? createdAt : `${createdAt}Z`);
+  return Date.now() - Date.parse(createdAt);
 }
 
 /** What is to be taken back in Cinder: everything of our installation that carries the snapshot's id, and the window's where one is named. */

@@ -72,6 +72,7 @@ export interface VolumeSnapshot {
   /** `creating`, `available`, `deleting`, `error`, `error_deleting`, … */
   status: string;
   sizeGiB: number;
+  /** ISO 8601, UTC, whole seconds. */
   createdAt: string;
   metadata: Record<string, string>;
 }
