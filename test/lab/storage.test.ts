@@ -201,9 +201,14 @@ describe('a storage', () => {
           attachments: [expect.objectContaining({ server_id: lab.vm.uuid })],
         });
       }
+      // Each file is asked for itself: the writer goes from one to the next, and tells its number only after the write.
+      const reached = async (target: string) => Number(await lab.guest.run(`cat /mnt/${target}/writer/number`));
       const number = await lab.guest.writerNumber();
-      await lab.guest.run(`while [ $(cat /mnt/vdd/writer/number) -le ${number} ]; do usleep 10000; done`, 60_000);
-      expect(await lab.guest.writerNumber()).toBeGreaterThan(number);
+      for (const target of ['vdc', 'vdd']) {
+        const behind = `[ $(cat /mnt/${target}/writer/number) -le ${number} ]`;
+        await lab.guest.run(`while ${behind}; do usleep 10000; done`, 60_000);
+        expect(await reached(target)).toBeGreaterThan(number);
+      }
     });
 
     it('is frozen as a whole: what is cut then is clean and in order on every disk', async () => {
