@@ -234,6 +234,14 @@ export type LeftOut =
   | 'transient'
   | 'no-source';
 
+/** A file that is named as an overlay of a window, whoever's; in the chain of a VM's disk, or in none. */
+export interface OverlayFile {
+  /** Resolved. */
+  path: string;
+  window: string;
+  usedBy: { vm: string; target: string } | undefined;
+}
+
 /** Which disks, which flags, overlays, undo, delete. Prepare, cut, undo and delete of one VM run one at a time. */
 export interface SnapshotRoom {
   /** Where disks may lie (host-agent.yaml), for GetHost. */
@@ -242,6 +250,11 @@ export interface SnapshotRoom {
   leftOut(vm: Vm): Promise<Map<string, LeftOut | undefined>>;
   /** Size as the guest sees it; 0 where unknown. */
   sizeBytes(disk: Disk): Promise<number>;
+  /**
+   * Every overlay file in the locations' folders, beside the images that VMs use, and in their chains; one entry a use. `unreadVms`: those with a chain
+   * that could not be read to its end.
+   */
+  overlayFiles(): Promise<{ overlays: OverlayFile[]; unreadVms: string[] }>;
   /** All checks and the overlay files for the local disks of a window, durably; idempotent per window. See Prepare in the proto for errors. */
   prepare(request: {
     vm: string;

@@ -8,6 +8,7 @@ import {
   factsFromWire,
   mergeProgressFromWire,
   mergeResultFromWire,
+  overlaysFromWire,
   overlayToWire,
   quiesceToWire,
   reasonToWire,
@@ -20,6 +21,8 @@ const deadlines = {
   facts: 5_000,
   listVms: 15_000,
   getVm: 10_000,
+  /** It reads every chain of the host, one after another. */
+  listOverlays: 120_000,
   prepare: 120_000,
   /** Beside the freeze's own timeout: the status question before it and the watch's beginning after it. */
   freezeBeside: 20_000,
@@ -65,6 +68,13 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
       );
       return vmFromWire(answer.vm);
     },
+
+    listOverlays: async (options) =>
+      overlaysFromWire(
+        await unary<wire.ListOverlaysResponse>(options, deadlines.listOverlays, (client, call, answer) =>
+          client.listOverlays({}, metadata, call, answer),
+        ),
+      ),
 
     prepare: async (request, options): Promise<PrepareAnswer> => {
       const { vm, operation, window, installation, quiesce, ...rest } = request;

@@ -24,6 +24,8 @@ export interface HostClient {
   facts(options?: CallOptions): Promise<HostFacts>;
   listVms(options?: CallOptions): Promise<HostVm[]>;
   getVm(vm: string, options?: CallOptions): Promise<HostVm>;
+  /** Every file named as an overlay of Stillpoint, one entry a use. */
+  listOverlays(options?: CallOptions): Promise<HostOverlayFiles>;
   prepare(request: PrepareCall, options?: CallOptions): Promise<PrepareAnswer>;
   freezeFileSystems(
     request: { vm: string; window: string; cuts: string[]; freezeTimeoutMs: number },
@@ -135,6 +137,13 @@ export interface HostOverlay {
   basePath: string;
   baseFormat: string;
   sizeBytes: number;
+}
+
+export interface HostOverlayFiles {
+  /** `usedBy` undefined: no VM's chain has it. */
+  overlays: { path: string; window: string; usedBy: { vm: string; target: string } | undefined }[];
+  /** VMs with a chain that could not be read to its end. */
+  unreadVms: string[];
 }
 
 export interface PrepareCall {

@@ -7,6 +7,7 @@ import type {
   HostMergeProgress,
   HostMergeResult,
   HostOverlay,
+  HostOverlayFiles,
   HostVerdict,
   HostVm,
 } from './hosts.js';
@@ -60,6 +61,17 @@ export function mergeProgressFromWire(progress: wire.MergeProgress): HostMergePr
 export function mergeResultFromWire(result: wire.MergeResult): HostMergeResult {
   const disks = result.disks.map((disk) => ({ ...disk, outcome: mergeOutcomes[disk.outcome] ?? 'pending' }));
   return { complete: result.complete && disks.every((disk) => disk.outcome !== 'pending'), disks };
+}
+
+export function overlaysFromWire({ overlays, unreadVmUuids }: wire.ListOverlaysResponse): HostOverlayFiles {
+  return {
+    overlays: overlays.map(({ path, windowId, vmUuid, target }) => ({
+      path,
+      window: windowId,
+      usedBy: vmUuid === '' ? undefined : { vm: vmUuid, target },
+    })),
+    unreadVms: unreadVmUuids,
+  };
 }
 
 export function overlayToWire(overlay: HostOverlay): wire.Overlay {

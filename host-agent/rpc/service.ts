@@ -20,7 +20,7 @@ import {
   checkedUuid,
   checkedVmWindow,
 } from './validate.js';
-import { mergeResultToWire, verdictToWire, wholeMs } from './wire.js';
+import { mergeResultToWire, overlayFilesToWire, verdictToWire, wholeMs } from './wire.js';
 
 export interface ServiceOptions {
   /** The host's registered name. */
@@ -94,6 +94,12 @@ export function createServices(options: ServiceOptions): { hostAgent: HostAgentS
       'GetVm',
       log,
       afterRecovery(async (request) => ({ vm: await inventory.get(checkedUuid('vm_uuid', request.vmUuid)) })),
+    ),
+
+    listOverlays: unary(
+      'ListOverlays',
+      log,
+      afterRecovery(async () => overlayFilesToWire(await snapshot.overlayFiles())),
     ),
 
     prepare: unary(

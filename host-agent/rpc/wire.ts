@@ -1,6 +1,6 @@
 import * as wire from '@stillpoint/proto';
 import type { Disk, Vm } from '../hypervisor.js';
-import type { FreezeState, HoldState, LeftOut, MergedDisk, MergeOutcome, Verdict } from '../window.js';
+import type { FreezeState, HoldState, LeftOut, MergedDisk, MergeOutcome, OverlayFile, Verdict } from '../window.js';
 
 /** The host agent's own types as the wire has them. Generated types go no further than this folder. */
 
@@ -53,6 +53,18 @@ export function verdictToWire(verdict: Verdict): wire.Verdict {
       reason: cut.reason,
     })),
     gaps: verdict.gaps,
+  };
+}
+
+export function overlayFilesToWire(found: { overlays: OverlayFile[]; unreadVms: string[] }): wire.ListOverlaysResponse {
+  return {
+    overlays: found.overlays.map(({ path, window, usedBy }) => ({
+      path,
+      windowId: window,
+      vmUuid: usedBy?.vm ?? '',
+      target: usedBy?.target ?? '',
+    })),
+    unreadVmUuids: found.unreadVms,
   };
 }
 

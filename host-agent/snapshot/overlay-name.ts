@@ -28,3 +28,8 @@ export function stemOf(path: string): string {
 export function isOverlayOf(path: string, window: string): boolean {
   return posix.basename(path).endsWith(`.sp-${window}.qcow2`);
 }
+
+/** The window that a path's name carries; undefined: it is not named as an overlay of ours. */
+export function windowOf(path: string): string | undefined {
+  return /\.sp-([0-9A-Za-z-]{1,64}\.[0-9]{1,3})\.qcow2$/.exec(posix.basename(path))?.[1];
+}

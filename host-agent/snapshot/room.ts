@@ -2,12 +2,12 @@ import { posix } from 'node:path';
 import type { Logger } from 'pino';
 import { HostAgentError, type HostAgentErrorCode, isHostAgentError } from '../errors.js';
 import type { Disk, Hypervisor, Vm } from '../hypervisor.js';
-import type { LeftOut, MergedDisk, MergeProgress, Overlay, Pinned, SnapshotRoom } from '../window.js';
-import { type Definitions, readDefinitions, unreadChain } from './chain.js';
+import type { LeftOut, MergedDisk, MergeProgress, Overlay, OverlayFile, Pinned, SnapshotRoom } from '../window.js';
+import { type Definitions, readChains, readDefinitions, realPath, unreadChain } from './chain.js';
 import { judgeDisk, type LocalDisk } from './disks.js';
 import { defaultLocations, hostilePath, Locations } from './locations.js';
 import { Notes } from './notes.js';
-import { checkWindow, overlayName } from './overlay-name.js';
+import { checkWindow, overlayName, windowOf } from './overlay-name.js';
 import { TakeBack } from './take-back.js';
 import { VmQueue } from './vm-queue.js';
 
@@ -129,6 +129,36 @@ class Room implements SnapshotRoom {
       if (isHostAgentError(error)) return 0;
       throw error;
     }
+  }
+
+  async overlayFiles() {
+    const { images } = this.#hypervisor;
+    const overlays: OverlayFile[] = [];
+    const unreadVms = new Set<string>();
+    const folders = new Set(this.diskLocations.filter((location) => !location.startsWith('/dev/')));
+    if (this.#overlayFolder !== undefined) folders.add(this.#overlayFolder);
+    // One after another: nobody waits for this, and each may start qemu-img.
+    for (const vm of await this.#hypervisor.listVms()) {
+      for (const { target, images: chain, readToTheEnd } of await readChains(images, vm)) {
+        if (!readToTheEnd) unreadVms.add(vm.uuid);
+        for (const { real: path } of chain) {
+          if (!path.startsWith('/dev/')) folders.add(posix.dirname(path));
+          const window = windowOf(path);
+          if (window !== undefined) overlays.push({ path, window, usedBy: { vm: vm.uuid, target } });
+        }
+      }
+    }
+    const used = new Set(overlays.map(({ path }) => path));
+    for (const folder of folders) {
+      for (const named of await images.listOverlays(folder)) {
+        const path = await realPath(images, named);
+        const window = windowOf(path);
+        if (window === undefined || used.has(path)) continue;
+        used.add(path);
+        overlays.push({ path, window, usedBy: undefined });
+      }
+    }
+    return { overlays: overlays.sort((a, b) => (a.path < b.path ? -1 : 1)), unreadVms: [...unreadVms] };
   }
 
   async prepare(request: {

@@ -80,6 +80,26 @@ async function hostError(call: Promise<unknown>): Promise<HostError> {
 
 const request = { vm: 'u', window: 'w.1', reason: 'test' };
 
+it('tells overlay files with the disk that uses them, or none', async () => {
+  const { host } = await clientOf({
+    listOverlays: (_call, answer) =>
+      answer(null, {
+        overlays: [
+          { path: '/i/a.sp-w.1.qcow2', windowId: 'w.1', vmUuid: 'u', target: 'vda' },
+          { path: '/i/b.sp-w.1.qcow2', windowId: 'w.1', vmUuid: '', target: '' },
+        ],
+        unreadVmUuids: ['v'],
+      }),
+  });
+  expect(await host.listOverlays()).toEqual({
+    overlays: [
+      { path: '/i/a.sp-w.1.qcow2', window: 'w.1', usedBy: { vm: 'u', target: 'vda' } },
+      { path: '/i/b.sp-w.1.qcow2', window: 'w.1', usedBy: undefined },
+    ],
+    unreadVms: ['v'],
+  });
+});
+
 describe('an answered error', () => {
   it("is the host agent's own code, text, advice and values", async () => {
     const { host } = await clientOf({

@@ -72,6 +72,12 @@ describe('the snapshot room over libvirt', () => {
     const [window = ''] = windows;
     const overlays = await prepareAndCut(window);
     expect(await chainLengths()).toEqual([2, 2]);
+    const usedBy = (target: string) => ({ vm: lab.vm.uuid, target });
+    const asListed = overlays.map(({ overlayPath, target }) => ({ path: overlayPath, window, usedBy: usedBy(target) }));
+    expect(await room.overlayFiles()).toEqual({
+      overlays: asListed.sort((a, b) => (a.path < b.path ? -1 : 1)),
+      unreadVms: [],
+    });
     const written = await lab.guest.writerNumber();
     expect((await merge('undo', window, overlays)).map((disk) => disk.outcome)).toEqual(['committed', 'committed']);
     expect(await chainLengths()).toEqual([1, 1]);

@@ -87,6 +87,17 @@ describe('facts and VMs', () => {
     expect(freeze.calls).toEqual(['thaw: asked']);
   });
 
+  test('ListOverlays tells every overlay file, its user, and whose chains are not known', async () => {
+    const { client } = await up();
+    expect(await ask(client, HostAgentService.listOverlays, {})).toEqual({
+      overlays: [
+        { path: `/images/web-1.sp-${window1}.qcow2`, windowId: window1, vmUuid, target: 'vda' },
+        { path: `/images/old.sp-${window1}.qcow2`, windowId: window1, vmUuid: '', target: '' },
+      ],
+      unreadVmUuids: ['00000000-0000-4000-8000-000000000001'],
+    });
+  });
+
   test('ListVms tells VMs in order of name, with why a disk is left out, size and holder', async () => {
     const { client, freeze } = await up();
     freeze.hold_ = {

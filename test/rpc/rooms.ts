@@ -246,6 +246,16 @@ export class FakeSnapshotRoom implements SnapshotRoom {
   async sizeBytes() {
     return 1_073_741_824;
   }
+  async overlayFiles() {
+    const path = `/images/web-1.sp-${window1}.qcow2`;
+    return {
+      overlays: [
+        { path, window: window1, usedBy: { vm: vmUuid, target: 'vda' } },
+        { path: `/images/old.sp-${window1}.qcow2`, window: window1, usedBy: undefined },
+      ],
+      unreadVms: ['00000000-0000-4000-8000-000000000001'],
+    };
+  }
   prepare() {
     this.calls.push('prepare');
     return this.onPrepare();
