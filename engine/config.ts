@@ -74,6 +74,8 @@ const schema = z
       .prefault({}),
     /** How many windows may be open at once in the installation. */
     windowSlots: z.number().int().min(1).max(64).default(4),
+    /** How often the installation's schedule looks for what no run could clean up, and repairs what is unambiguous, ms. */
+    reconcileEveryMs: z.number().int().min(60_000).max(2_592_000_000).default(3_600_000),
     logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
   })
   .transform(({ hosts, ...others }) => {

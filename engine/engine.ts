@@ -19,6 +19,7 @@ import { credentialsFrom } from './hosts/credentials.js';
 import { HostPool } from './hosts/pool.js';
 import { type Attached, attach } from './temporal/attach.js';
 import { type ConnectedClient, lazyClient, type TemporalSettings } from './temporal/connection.js';
+import { keepSchedule, TemporalDoctor } from './temporal/doctor.js';
 import { installRuntime } from './temporal/runtime.js';
 
 const searchAttributeKeys = Object.values(searchAttributes).map(({ name, type }) =>
@@ -91,17 +92,18 @@ export class Engine {
 
   async #start(config: EngineConfig, settings: TemporalSettings): Promise<void> {
     const runs = new AttachedRuns(this.#temporal.client);
+    const installationId = await this.#catalogue.installationId();
     if (config.role !== 'worker') {
       this.#api = await buildApi({
         catalogue: this.#catalogue,
         hosts: this.#hosts,
         runs,
+        doctor: new TemporalDoctor(this.#temporal.client, installationId),
         cloud: this.#cloud,
         log: this.#log,
       });
       await listen(this.#api, config.listen);
     }
-    const installationId = await this.#catalogue.installationId();
     this.#working = this.#work(config, settings, runs, installationId);
     // Whoever started us asks `failed` later; until then a rejection is not an unhandled one.
     this.#working.catch(() => {});
@@ -148,7 +150,17 @@ export class Engine {
     try {
       runs.attached = true;
       this.#log.info({ role: config.role, temporal: settings.connection.address }, 'ready');
-      if (attached.worker !== undefined) await runUntil(signal, attached.worker);
+      if (attached.worker !== undefined) {
+        const ended = new AbortController();
+        const scheduling = keepSchedule(this.#temporal.client, {
+          installationId,
+          everyMs: config.reconcileEveryMs,
+          log: this.#log,
+          signal: AbortSignal.any([signal, ended.signal]),
+        });
+        await runUntil(signal, attached.worker).finally(() => ended.abort());
+        await scheduling;
+      }
     } finally {
       await attached.close();
     }

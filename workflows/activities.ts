@@ -2,11 +2,14 @@ import type {
   DeleteSnapshotInput,
   DeleteSnapshotResult,
   DiskPart,
+  DoctorReport,
+  Finding,
   Gap,
   Grade,
   LeftOutDisk,
   LocalPart,
   Quiesce,
+  ReconcileInput,
   RemovedPart,
   SnapshotVmInput,
   SnapshotVmResult,
@@ -100,7 +103,32 @@ export interface Activities {
       | { deleted: true; disks: RemovedPart[] }
       | { deleted: false; error: { code: string; text: string }; disks: RemovedPart[] };
   }): Promise<DeleteSnapshotResult>;
+
+  /** Compares catalogue, Temporal, Cinder and hosts, and judges. Changes nothing. */
+  examine(input: ReconcileInput): Promise<Examination>;
+  /** Under the VM's workflow id: proves the leftover again, and removes it. `removed` false: it is not there any more. */
+  removeLeftover(leftover: Leftover): Promise<{ removed: boolean }>;
 }
+
+/** What `reconcile` is told to do. */
+export interface Examination extends Omit<DoctorReport, 'findings' | 'repair'> {
+  findings: JudgedFinding[];
+}
+
+export interface JudgedFinding extends Omit<Finding, 'outcome' | 'detail'> {
+  /** Absent: a person decides. */
+  repair?: Repair;
+}
+
+/** How a finding is repaired: by a run under the VM's workflow id, so that it races no snapshot. */
+export type Repair = { kind: 'clean-up'; vm: string; snapshotId: string } | Leftover;
+
+/** A thing of ours that no snapshot needs, and that no snapshot's deletion would find. */
+export type Leftover =
+  /** A reservation whose operation is dead. */
+  | { kind: 'reservation'; vm: string; host: string; operation: string; window: string }
+  /** Cinder's id of a snapshot that its row does not know. */
+  | { kind: 'volume-snapshot'; vm: string; snapshotId: string; volumeSnapshot: string };
 
 /** Which window, on which host. */
 export interface WindowRequest {

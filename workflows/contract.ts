@@ -28,6 +28,8 @@ export const searchAttributes = {
   grade: { name: 'StillpointGrade', type: 'KEYWORD' },
   quiesce: { name: 'StillpointQuiesce', type: 'KEYWORD' },
   windowMs: { name: 'StillpointWindowMs', type: 'DOUBLE' },
+  /** Of a run of `reconcile`: how many of its findings are left. */
+  findings: { name: 'StillpointFindings', type: 'INT' },
 } as const;
 
 /** `required`: fail rather than be inconsistent. `best-effort`: go on without a freeze, and the grade tells. `skip`: never freeze. */
@@ -64,6 +66,56 @@ export interface SnapshotVmInput {
 export interface DeleteSnapshotInput {
   vm: string;
   snapshotId: string;
+  /** Take back only what a run has left: a snapshot that is complete is refused (SNAPSHOT_STATE). */
+  leftoversOnly?: boolean;
+}
+
+/** Input of `reconcile`, which compares catalogue, Temporal, Cinder and the hosts. */
+export interface ReconcileInput {
+  /** Repair what is unambiguous; absent: false, it only reports. */
+  repair?: boolean;
+}
+
+/** What the reconciler may find; docs/doctor.md says of each what proves it and what a repair does. */
+export const findingCodes = [
+  'RUN_GONE',
+  'CLEANUP_PENDING',
+  'VM_HELD',
+  'VM_HELD_ELSEWHERE',
+  'GUEST_FROZEN',
+  'OVERLAY_UNCLAIMED',
+  'VOLUME_SNAPSHOT_LEFT',
+  'VOLUME_SNAPSHOT_UNKNOWN',
+  'SNAPSHOT_NOT_WHOLE',
+  'HOST_AWAY',
+  'CLOUD_AWAY',
+] as const;
+export type FindingCode = (typeof findingCodes)[number];
+
+export interface Finding {
+  code: FindingCode;
+  /** What it is about; together with the code the same in every report. */
+  about: { host?: string; vm?: { uuid: string; name: string }; snapshotId?: string; thing?: string };
+  /** What was found, in plain words. */
+  text: string;
+  /** What a person can do; where it can be repaired: what the repair does. */
+  advice: string;
+  outcome: 'for-a-person' | 'repairable' | 'repaired' | 'not-repaired';
+  /** Of one that was not repaired: why. */
+  detail: string;
+}
+
+/** Result of `reconcile`. */
+export interface DoctorReport {
+  /** ISO 8601: when it looked. */
+  at: string;
+  /** Whether it was to repair. */
+  repair: boolean;
+  /** What was compared. */
+  looked: { hosts: number; snapshots: number; overlays: number; volumeSnapshots: number };
+  findings: Finding[];
+  /** Findings that are not told, because there are too many. */
+  omitted: number;
 }
 
 /** One disk's part of a snapshot. */

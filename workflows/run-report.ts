@@ -25,7 +25,7 @@ export class RunReport {
   }
 
   /** What this run is about, once that is known. */
-  isAbout(snapshotId: string, head: string, facts: string[]): void {
+  isAbout(snapshotId: string | undefined, head: string, facts: string[]): void {
     this.#snapshotId = snapshotId;
     this.#head = head;
     this.#facts = facts;

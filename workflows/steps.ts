@@ -102,6 +102,22 @@ const releasing = proxyActivities<Pick<Activities, 'release'>>({
   retry: { initialInterval: '500 ms', backoffCoefficient: 2, maximumInterval: '10 s' },
 });
 
+/** What cannot be asked now is asked at the next time. Reading a host's chains may take minutes where it has many VMs. */
+const examining = proxyActivities<Pick<Activities, 'examine'>>({
+  ...waitedFor,
+  startToCloseTimeout: '15 min',
+  heartbeatTimeout: '3 s',
+  retry: { initialInterval: '1 s', backoffCoefficient: 2, maximumAttempts: 4 },
+});
+
+/** As preparation, which does the same for the next snapshot. */
+const removing = proxyActivities<Pick<Activities, 'removeLeftover'>>({
+  ...waitedFor,
+  startToCloseTimeout: '1 h',
+  heartbeatTimeout: '3 s',
+  retry: { initialInterval: '1 s', backoffCoefficient: 2, maximumAttempts: 3 },
+});
+
 export const steps = {
   acceptSnapshot: checks.acceptSnapshot,
   acceptDelete: checks.acceptDelete,
@@ -118,4 +134,6 @@ export const steps = {
   closeDelete: recording.closeDelete,
   deleteParts: undoing.deleteParts,
   release: releasing.release,
+  examine: examining.examine,
+  removeLeftover: removing.removeLeftover,
 };

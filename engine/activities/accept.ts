@@ -6,6 +6,7 @@ import {
   workflowIdOf,
 } from '@stillpoint/workflows';
 import type { z } from 'zod';
+import type { SnapshotRow } from '../catalogue/catalogue.js';
 import { deleteSnapshotInput, inputFaults, snapshotVmInput } from '../contract/snapshot-input.js';
 import type { ActivityDeps } from './deps.js';
 import { candidates, chooseDisks } from './disks.js';
@@ -86,6 +87,12 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
       advice: 'See its snapshots: stillpoint snapshot list.',
     });
   }
+  if (input.leftoversOnly === true && !(await isLeftover(deps, row))) {
+    throw new ActivityError('SNAPSHOT_STATE', `Nothing of snapshot ${input.snapshotId} is left over.`, {
+      advice: 'See its state: stillpoint snapshot show. To delete it as it is: stillpoint snapshot delete.',
+      metadata: { state: row.state },
+    });
+  }
   // Before the row is taken: as `deleting` it would stay so for ever.
   if (row.host === undefined) {
     throw new ActivityError('SNAPSHOT_STATE', `Snapshot ${input.snapshotId} was never begun on a host.`);
@@ -117,7 +124,18 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
   };
 }
 
-function checked<T>(schema: z.ZodType<T>, given: unknown): T {
+/**
+ * Whether a run has left the row as it is. Only one run is open under a VM's workflow id, and that is the one that asks; but a worker of the dead one may
+ * still be about to record: whoever comes second is refused.
+ */
+async function isLeftover({ catalogue }: ActivityDeps, row: SnapshotRow): Promise<boolean> {
+  if (row.state === 'running' || row.state === 'recording') {
+    return await catalogue.beginUndoing(row.snapshotId, row.runId ?? '');
+  }
+  return row.state === 'undoing' || row.state === 'deleting' || row.state === 'cleanup-pending';
+}
+
+export function checked<T>(schema: z.ZodType<T>, given: unknown): T {
   const parsed = schema.safeParse(given);
   if (parsed.success) return parsed.data;
   const faults = inputFaults(parsed.error);
@@ -128,7 +146,7 @@ function checked<T>(schema: z.ZodType<T>, given: unknown): T {
   });
 }
 
-function requireWorkflowId(workflowId: string, vm: string): void {
+export function requireWorkflowId(workflowId: string, vm: string): void {
   const right = workflowIdOf(vm);
   if (workflowId === right) return;
   throw new ActivityError(

@@ -4,12 +4,14 @@ import { isCatalogueError } from '../catalogue/errors.js';
 import { isHostError } from '../hosts/errors.js';
 import { acceptDelete, acceptSnapshot } from './accept.js';
 import type { ActivityDeps } from './deps.js';
-import { isPassing, toFailure } from './failure.js';
+import { examine } from './examine.js';
+import { codeOf, isPassing, toFailure } from './failure.js';
 import { whileBeating } from './heartbeat.js';
 import { deleteParts, undoWindow } from './merge.js';
 import { partsOf } from './parts.js';
 import { prepare } from './prepare.js';
 import { recordSnapshot, refused } from './record.js';
+import { removeLeftover } from './remove-leftover.js';
 import { currentRun } from './run.js';
 import { isoTime, lostVerdict, verdictOf } from './verdict.js';
 import { snapshotVolume } from './volume-cut.js';
@@ -113,6 +115,16 @@ export function createActivities(deps: ActivityDeps): Activities {
           return { snapshotId: plan.snapshotId, vm: plan.vm, host: plan.host, disks: outcome.disks };
         }),
       ),
+
+    examine: (input) =>
+      asFailure(
+        () => whileBeating((signal, tell) => examine(deps, input, signal, tell)),
+        // Whatever it is that does not answer: it changes nothing, and may be asked again.
+        (error) => codeOf(error) !== 'INPUT_INVALID',
+      ),
+
+    removeLeftover: (leftover) =>
+      asFailure(() => whileBeating((signal, tell) => removeLeftover(deps, leftover, signal, tell))),
   };
 }
 

@@ -49,4 +49,6 @@ export interface Cloud {
 export interface Runs {
   /** Whether the run is closed, or was never there. */
   isClosed(workflowId: string, runId: string): Promise<boolean>;
+  /** Whether a run is open under this id. */
+  hasOpen(workflowId: string): Promise<boolean>;
 }

@@ -68,6 +68,16 @@ export function ownMetadata(of: { installation: string; snapshot: string; window
   };
 }
 
+/** What names everything of our installation. */
+export function installationMetadata(installation: string): Record<string, string> {
+  return { [keys.installation]: installation };
+}
+
+/** The snapshot that a Cinder snapshot's metadata names; empty where it names none. */
+export function snapshotOf(metadata: Record<string, string>): string {
+  return metadata[keys.snapshot] ?? '';
+}
+
 /** What is added once it is known. */
 export function gradeMetadata(grade: Grade): Record<string, string> {
   return { stillpoint_grade: grade };

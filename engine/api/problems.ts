@@ -34,6 +34,9 @@ const table = {
   SNAPSHOT_STATE: [409, 'The state of the snapshot does not allow this'],
   SNAPSHOT_ID_USED: [409, 'The snapshot id is taken'],
 
+  // The doctor
+  REPORT_NOT_FOUND: [404, 'No such report'],
+
   // The host agent's, when it is asked to thaw
   INVALID_ARGUMENT: [409, 'The host agent refused the request'],
   VM_NOT_RUNNING: [409, 'The VM does not run'],

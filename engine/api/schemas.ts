@@ -1,3 +1,4 @@
+import { findingCodes } from '@stillpoint/workflows';
 import { z } from 'zod';
 
 import { quiescePolicy, snapshotId } from '../contract/snapshot-input.js';
@@ -258,6 +259,56 @@ export function decodeCursor(cursor: string): string {
 
 export const snapshotQuery = z.strictObject({
   wait: z.coerce.number().min(0).max(60).describe('Seconds to wait for the end of its run').optional(),
+});
+
+// ---- the doctor
+
+const finding = z.object({
+  code: z.enum(findingCodes).describe('Stable; docs/doctor.md says what each means'),
+  about: z
+    .object({
+      host: z.string().optional(),
+      vm: z.object({ uuid: z.string(), name: z.string() }).optional(),
+      snapshotId: z.string().optional(),
+      thing: z
+        .string()
+        .optional()
+        .describe("A file's path, Cinder's id of a snapshot, or the operation that holds the VM"),
+    })
+    .describe('With the code: the same in every report'),
+  text: z.string().describe('What was found'),
+  advice: z.string().describe('What a person can do; of what can be repaired: what the repair does'),
+  outcome: z.enum(['for-a-person', 'repairable', 'repaired', 'not-repaired']),
+  detail: z.string().describe('Of what was not repaired: why'),
+});
+
+export const doctorRun = z
+  .object({
+    id: z.string(),
+    state: z.enum(['running', 'done', 'failed']),
+    startedAt: time,
+    error: errorText.nullable().describe('Why it failed'),
+    report: z
+      .object({
+        at: time.describe('When it looked'),
+        repair: z.boolean().describe('Whether it was to repair'),
+        looked: z.object({
+          hosts: z.number(),
+          snapshots: z.number(),
+          overlays: z.number(),
+          volumeSnapshots: z.number(),
+        }),
+        findings: z.array(finding),
+        omitted: z.number().describe('Findings that are not told, because there are too many'),
+      })
+      .nullable(),
+  })
+  .meta({ id: 'DoctorRun' });
+export type DoctorRun = z.infer<typeof doctorRun>;
+
+/** Ours, or that of a run of the schedule: they are workflow ids. */
+export const doctorParameters = z.object({
+  id: z.string().regex(/^[0-9A-Za-z:.-]{1,200}$/, 'must be the id of a report'),
 });
 
 export const snapshotParameters = z.object({ id: snapshotId });

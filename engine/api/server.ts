@@ -17,6 +17,7 @@ import type { Catalogue } from '../catalogue/catalogue.js';
 import { inputFaults } from '../contract/snapshot-input.js';
 import type { Hosts } from '../hosts/hosts.js';
 import { addCloudRoutes, type KnownCloud } from './cloud-routes.js';
+import { addDoctorRoutes, type Doctor } from './doctor-routes.js';
 import { addHealthRoutes } from './health-routes.js';
 import { addHostRoutes } from './host-routes.js';
 import { problemOf } from './problem-of.js';
@@ -31,6 +32,7 @@ export interface ApiDependencies {
   catalogue: Catalogue;
   hosts: Hosts;
   runs: Runs;
+  doctor: Doctor;
   /** Undefined: none is configured. */
   cloud: KnownCloud | undefined;
   log: FastifyBaseLogger;
@@ -65,7 +67,7 @@ const bodyLimitBytes = 64 * 1024;
 
 /** The REST API; the caller lets it listen (loopback only: it knows no authentication) and closes it. */
 export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = {}): Promise<Api> {
-  const { catalogue, hosts, runs, cloud, log } = dependencies;
+  const { catalogue, hosts, runs, doctor, cloud, log } = dependencies;
   const app: Api = Fastify({
     loggerInstance: log,
     bodyLimit: bodyLimitBytes,
@@ -108,6 +110,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
         { name: 'hosts', description: 'Hypervisors with a host agent' },
         { name: 'vms', description: 'What the hosts say of their VMs' },
         { name: 'snapshots', description: 'Snapshots and the runs that make and delete them' },
+        { name: 'doctor', description: 'What no run could clean up, and its repair' },
         { name: 'cloud', description: 'OpenStack, whose volumes are snapshotted' },
         { name: 'health', description: 'For load balancers and supervisors' },
       ],
@@ -135,6 +138,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
     addVmRoutes(api, { hosts, directory });
     addCloudRoutes(api, { cloud, cloudTimeoutMs: times.cloudTimeoutMs ?? 10_000 });
     addSnapshotRoutes(api, { desk, directory });
+    addDoctorRoutes(api, { doctor });
   });
 
   const sweep = setInterval(() => {

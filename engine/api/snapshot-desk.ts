@@ -183,7 +183,7 @@ export class SnapshotDesk {
         { state: row.state },
       );
     }
-    return this.#startDeletion(row);
+    return this.#startDeletion(row, false);
   }
 
   /**
@@ -193,7 +193,7 @@ export class SnapshotDesk {
    */
   async cleanUp(snapshotId: string): Promise<SnapshotRow> {
     const row = await this.#asItIs(await this.#row(snapshotId));
-    if (row.state === 'cleanup-pending') return this.#startDeletion(row);
+    if (row.state === 'cleanup-pending') return this.#startDeletion(row, true);
     const { state } = row;
     throw new Problem(
       'SNAPSHOT_STATE',
@@ -238,7 +238,7 @@ export class SnapshotDesk {
     }
   }
 
-  async #startDeletion(row: SnapshotRow): Promise<SnapshotRow> {
+  async #startDeletion(row: SnapshotRow, leftoversOnly: boolean): Promise<SnapshotRow> {
     if (row.host === undefined) {
       throw new Problem(
         'SNAPSHOT_STATE',
@@ -247,7 +247,7 @@ export class SnapshotDesk {
       );
     }
     const started = await this.#runs.startDelete(
-      { vm: row.vm, snapshotId: row.snapshotId },
+      { vm: row.vm, snapshotId: row.snapshotId, ...(leftoversOnly && { leftoversOnly }) },
       { vmName: row.vmName, snapshotName: row.name ?? row.snapshotId },
     );
     if ('busy' in started) throw busy({ uuid: row.vm, name: row.vmName }, started.busy);

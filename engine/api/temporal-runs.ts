@@ -189,7 +189,7 @@ function isRunOf(run: RunFacts | undefined, workflowType: string, snapshotId: st
 }
 
 /** The client's errors for 'no answer' as ours; its answers ('not found', 'already started', 'failed') stay what they are. */
-function asUnavailable(error: unknown): unknown {
+export function asUnavailable(error: unknown): unknown {
   if (error instanceof ServiceError || isGrpcServiceError(error)) {
     const reason = error instanceof Error ? (error.cause instanceof Error ? error.cause.message : error.message) : '';
     return new RunsUnavailable(`Temporal does not answer: ${reason}.`, { cause: error });

@@ -13,6 +13,8 @@ export const exitCodes = {
   snapshotFailed: 6,
   /** Also of `snapshot cleanup --wait`: something is pending still. */
   cleanupPending: 7,
+  /** `doctor` has found something that is not repaired. */
+  findingsLeft: 8,
   /** Ctrl-C, as shells count it: 128 + SIGINT. */
   interrupted: 130,
 } as const;

@@ -8,6 +8,7 @@ import { ApiClient } from './api-client.js';
 import { cleanUpSnapshots } from './cleanup-command.js';
 import { showCloud } from './cloud-command.js';
 import type { Context } from './context.js';
+import { doctor } from './doctor-command.js';
 import { durationMs } from './duration-option.js';
 import { CommandError, exitCodes } from './exit-codes.js';
 import { addHost, listHosts, removeHost } from './host-commands.js';
@@ -96,6 +97,12 @@ function describe(program: Command, env: NodeJS.ProcessEnv, terminal: Terminal, 
     .command('thaw <vm>')
     .description('thaw a guest (name or UUID), whoever froze it; an open window loses its freeze')
     .action((vm: string) => act((context) => thawVm(context, vm)));
+
+  program
+    .command('doctor')
+    .description('compare catalogue, Temporal, Cinder and hosts: find what no run could clean up; changes nothing')
+    .option('--repair', 'repair what is ours and unambiguous; the rest is left to you')
+    .action((options: { repair?: boolean }) => act((context) => doctor(context, options)));
 
   const snapshot = program.command('snapshot').description('snapshots of VMs');
   snapshot

@@ -1,4 +1,4 @@
-import type { DeleteSnapshotInput, SnapshotVmInput } from '@stillpoint/workflows';
+import type { DeleteSnapshotInput, ReconcileInput, SnapshotVmInput } from '@stillpoint/workflows';
 import { z } from 'zod';
 
 /**
@@ -77,12 +77,22 @@ export type SnapshotRequest = z.infer<typeof snapshotRequest>;
 export const deleteSnapshotInput = z.strictObject({
   vm: vmUuid.describe("libvirt's UUID of the snapshot's VM"),
   snapshotId: snapshotId.describe('Snapshot to delete'),
+  leftoversOnly: z
+    .boolean()
+    .describe('Take back only what a run has left: a snapshot that is complete is refused')
+    .exactOptional(),
 }) satisfies z.ZodType<DeleteSnapshotInput, DeleteSnapshotInput>;
+
+/** Input of `reconcile`, and the REST body that starts one. */
+export const reconcileInput = z.strictObject({
+  repair: z.boolean().describe('Repair what is unambiguous; absent: only report').exactOptional(),
+}) satisfies z.ZodType<ReconcileInput, ReconcileInput>;
 
 // Both directions: a field added to the public type only would otherwise pass unseen.
 type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
 true satisfies Same<keyof SnapshotVmInput, keyof z.infer<typeof snapshotVmInput>>;
 true satisfies Same<SnapshotVmInput, z.infer<typeof snapshotVmInput>>;
+true satisfies Same<keyof DeleteSnapshotInput, keyof z.infer<typeof deleteSnapshotInput>>;
 true satisfies Same<DeleteSnapshotInput, z.infer<typeof deleteSnapshotInput>>;
 
 /** One thing wrong with an input: where (dotted, empty for the whole) and what. */

@@ -26,6 +26,8 @@ describe('the edge of the REST API', () => {
       '/healthz',
       '/readyz',
       '/v1/cloud',
+      '/v1/doctor',
+      '/v1/doctor/{id}',
       '/v1/hosts',
       '/v1/hosts/{name}',
       '/v1/snapshots',

@@ -1,14 +1,40 @@
 import { randomUUID } from 'node:crypto';
 
+import type { Doctor } from '@stillpoint/engine/api/doctor-routes.js';
 import type { Run, RunFacts, Runs, Started } from '@stillpoint/engine/api/runs.js';
 import { HostError } from '@stillpoint/engine/hosts/errors.js';
 import type { HostClient, HostFacts, Hosts, HostVm } from '@stillpoint/engine/hosts/hosts.js';
-import { type Progress, type SnapshotVmInput, workflowIdOf } from '@stillpoint/workflows';
+import type { DoctorRunFacts } from '@stillpoint/engine/temporal/doctor.js';
+import { type Progress, type ReconcileInput, type SnapshotVmInput, workflowIdOf } from '@stillpoint/workflows';
 
 interface FakeRun extends RunFacts {
   progress: Progress | undefined;
   failure: { code: string; text: string } | undefined;
   over: PromiseWithResolvers<void>;
+}
+
+/** Reports in memory: a test says what the next look comes to. */
+export class FakeDoctor implements Doctor {
+  readonly inputs: unknown[] = [];
+  readonly runs = new Map<string, DoctorRunFacts>();
+  lastOfSchedule: DoctorRunFacts | undefined;
+  unavailable: Error | undefined;
+
+  async start(id: string, input: ReconcileInput): Promise<DoctorRunFacts> {
+    if (this.unavailable !== undefined) throw this.unavailable;
+    this.inputs.push(input);
+    const run = { id, state: 'running', startedAt: '2026-11-21T12:00:00.000Z', error: null, report: null } as const;
+    this.runs.set(id, run);
+    return run;
+  }
+
+  async run(id: string): Promise<DoctorRunFacts | undefined> {
+    return this.runs.get(id);
+  }
+
+  async last(): Promise<DoctorRunFacts | undefined> {
+    return this.lastOfSchedule;
+  }
 }
 
 /** Temporal in memory: one open run a workflow id. */

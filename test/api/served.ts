@@ -10,7 +10,7 @@ import { pino } from 'pino';
 import { expect } from 'vitest';
 import { z } from 'zod';
 
-import { FakeHosts, FakeRuns } from './fakes.js';
+import { FakeDoctor, FakeHosts, FakeRuns } from './fakes.js';
 
 type Json = Record<string, unknown>;
 interface Operation {
@@ -32,6 +32,7 @@ export interface Answer {
 export class ServedApi {
   readonly hosts = new FakeHosts();
   readonly runs = new FakeRuns();
+  readonly doctor = new FakeDoctor();
   readonly catalogue: Catalogue;
   readonly app: Api;
   readonly document: Document;
@@ -57,8 +58,8 @@ export class ServedApi {
   }
 
   async #ready(times: ApiTimes, cloud: KnownCloud | undefined): Promise<ServedApi> {
-    const { catalogue, hosts, runs } = this;
-    const app = await buildApi({ catalogue, hosts, runs, cloud, log: pino({ level: 'silent' }) }, times);
+    const { catalogue, hosts, runs, doctor } = this;
+    const app = await buildApi({ catalogue, hosts, runs, doctor, cloud, log: pino({ level: 'silent' }) }, times);
     const document = app.swagger() as unknown as Document;
     return Object.assign(this, { app, document });
   }

@@ -503,7 +503,8 @@ describe('snapshots over the REST API', () => {
       expect(begun).toMatchObject({ status: 202, body: { id, vm: { uuid: vm.uuid, name: vm.name } } });
       expect(begun.headers.location).toBe(`/v1/snapshots/${id}`);
       expect(served.runs.of(id).workflowType).toBe('deleteSnapshot');
-      expect(served.runs.inputs.at(-1)).toEqual({ vm: vm.uuid, snapshotId: id });
+      // Should it be recorded meanwhile, it must not be deleted.
+      expect(served.runs.inputs.at(-1)).toEqual({ vm: vm.uuid, snapshotId: id, leftoversOnly: true });
       expect((await served.ask('GET', `/v1/snapshots/${id}`)).body.state).toBe('deleting');
 
       const { workflowId, runId } = served.runs.of(id);

@@ -43,6 +43,7 @@ test('an empty file means the defaults', async () => {
       rpcTimeoutMs: 60_000,
     },
     windowSlots: 4,
+    reconcileEveryMs: 3_600_000,
     logLevel: 'info',
   });
 });

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type Api, buildApi } from '@stillpoint/engine/api/server.js';
 import { TemporalRuns } from '@stillpoint/engine/api/temporal-runs.js';
+import { TemporalDoctor } from '@stillpoint/engine/temporal/doctor.js';
 import type { SimulatedVm } from '@stillpoint/host-agent/simulated/vm.js';
 import { searchAttributes, workflowIdOf } from '@stillpoint/workflows';
 import { defineSearchAttributeKey } from '@temporalio/common';
@@ -34,9 +35,13 @@ beforeEach(() => {
   vm = host.world.addVm({ name, uuid, disks: [{ target: 'vda' }, { target: 'vdb' }] });
 });
 
-function apiOn({ catalogue, hosts, temporal }: Installation): Promise<Api> {
+async function apiOn({ catalogue, hosts, temporal }: Installation): Promise<Api> {
   const runs = new TemporalRuns(temporal.client);
-  return buildApi({ catalogue, hosts, runs, cloud: undefined, log: pino({ level: 'silent' }) }, { vmsKeptMs: 0 });
+  const doctor = new TemporalDoctor(temporal.client, await catalogue.installationId());
+  return buildApi(
+    { catalogue, hosts, runs, doctor, cloud: undefined, log: pino({ level: 'silent' }) },
+    { vmsKeptMs: 0 },
+  );
 }
 
 async function ask(method: 'GET' | 'POST' | 'DELETE', url: string, body?: object, on = api) {

@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { connectClient } from '@stillpoint/engine/temporal/connection.js';
 import { type DevServer, startDevServer } from '@stillpoint/engine/temporal/dev-server.js';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { installedTemporal } from '../temporal/fixtures/installed-command.js';
@@ -34,9 +35,9 @@ class EngineProgram {
   readonly #lines: Record<string, unknown>[] = [];
   #heard: () => void = () => {};
 
-  static async start(stateFolder: string): Promise<EngineProgram> {
+  static async start(stateFolder: string, more: object = {}): Promise<EngineProgram> {
     const config = join(folder, 'engine.yaml');
-    await writeFile(config, JSON.stringify({ listen: '127.0.0.1:0', stateFolder, hosts: { plain: true } }));
+    await writeFile(config, JSON.stringify({ listen: '127.0.0.1:0', stateFolder, hosts: { plain: true }, ...more }));
     const engine = new EngineProgram(config);
     engines.push(engine);
     return engine;
@@ -145,4 +146,32 @@ test('the engine outlives a restart of Temporal', async () => {
   await restartTemporal();
   await expect.poll(() => engine.status('/readyz'), { timeout: 30_000 }).toBe(200);
   expect(engine.process.exitCode).toBeNull();
+});
+
+test('an engine makes the schedule of its installation, as often as its configuration says, and another start leaves it', async () => {
+  const { client, connection } = await connectClient(temporal.settings);
+  const schedules = async () => {
+    const ids: string[] = [];
+    for await (const { scheduleId } of client.schedule.list()) ids.push(scheduleId);
+    return ids.filter((id) => id.startsWith('stillpoint-reconcile-') && !before.includes(id));
+  };
+  const before: string[] = [];
+  try {
+    before.push(...(await schedules()));
+    for (const reconcileEveryMs of [120_000, 180_000]) {
+      const engine = await EngineProgram.start(join(folder, 'scheduled'), { reconcileEveryMs });
+      await expect
+        .poll(
+          async () => {
+            const handles = (await schedules()).map((id) => client.schedule.getHandle(id));
+            return (await Promise.all(handles.map((handle) => handle.describe()))).map(({ spec }) => spec.intervals);
+          },
+          { timeout: 30_000 },
+        )
+        .toMatchObject([[{ every: reconcileEveryMs }]]);
+      expect((await engine.stop()).code).toBe(0);
+    }
+  } finally {
+    await connection.close();
+  }
 });

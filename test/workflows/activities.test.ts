@@ -78,7 +78,10 @@ describe('a run that waits for its window', () => {
           return asked > 1 ? { taken: true } : { taken: false, ahead: 0, holders: [holder] };
         },
       },
-      runs: { isClosed: () => Promise.reject(new Error('Temporal is away')) },
+      runs: {
+        isClosed: () => Promise.reject(new Error('Temporal is away')),
+        hasOpen: () => Promise.reject(new Error('Temporal is away')),
+      },
     });
     await asActivity(() => takeWindowSlot(deps, 's', new AbortController().signal, () => {}));
     expect(asked).toBe(2);

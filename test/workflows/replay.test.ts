@@ -26,12 +26,15 @@ import { temporalWorld } from './fixtures/temporal.js';
 const folder = fileURLToPath(new URL('histories/', import.meta.url));
 
 interface Recorded {
-  workflowType?: 'deleteSnapshot' | 'snapshotDisks';
+  workflowType?: 'deleteSnapshot' | 'snapshotDisks' | 'reconcile' | 'removeLeftover';
   input?: Record<string, unknown>;
   /** `reached` is for the step in which the run is then cancelled. */
   script: (reached: () => void) => Script;
   cancelled?: true;
 }
+
+/** What the reconciler's child deletes. */
+const cleanedUp = { vm: '57111900-0000-4000-8000-000000000001', snapshotId: '57111900-0000-4000-8000-000000000002' };
 
 const branches: Record<string, Recorded> = {
   recorded: { script: () => ({}) },
@@ -80,6 +83,32 @@ const branches: Record<string, Recorded> = {
     }),
   },
   deleted: { workflowType: 'deleteSnapshot', script: () => ({}) },
+  'leftover-removed': {
+    workflowType: 'removeLeftover',
+    input: { kind: 'reservation', host: 'kvm-01', operation: cleanedUp.snapshotId, window: '' },
+    script: () => ({}),
+  },
+  reconciled: {
+    workflowType: 'reconcile',
+    input: { repair: true },
+    script: () => ({
+      examine: async () => ({
+        at: '2026-11-21T12:00:00.000Z',
+        looked: { hosts: 1, snapshots: 1, overlays: 0, volumeSnapshots: 0 },
+        findings: [
+          {
+            code: 'RUN_GONE',
+            about: { snapshotId: cleanedUp.snapshotId },
+            text: 'Its run is gone.',
+            advice: 'What it made is taken back.',
+            repair: { kind: 'clean-up', ...cleanedUp },
+          },
+          { code: 'HOST_AWAY', about: { host: 'kvm-02' }, text: 'It is away.', advice: 'See.' },
+        ],
+        omitted: 0,
+      }),
+    }),
+  },
 };
 
 let code: string;
@@ -129,6 +158,7 @@ async function record(): Promise<void> {
     activities: scripted.activities(),
     maxHeartbeatThrottleInterval: 100,
   });
+  scripted.script(workflowIdOf(cleanedUp.vm));
   await worker.runUntil(async () => {
     for (const [branch, { workflowType = 'snapshotVm', input, script, cancelled }] of Object.entries(branches)) {
       const vm = randomUUID();
