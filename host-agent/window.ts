@@ -135,6 +135,8 @@ export interface StaleOperation {
 
 /** A hold of one cut on a window. */
 export interface Hold {
+  /** Resolves when the cut may be made: the guest is frozen; at once in an unfrozen window. Rejects with the reason of `lost`. */
+  readonly held: Promise<void>;
   /** Aborts when the window was thawed or closed under the hold; its reason is a HostAgentError. */
   readonly lost: AbortSignal;
   /** Ends the hold. `inTime`: the window was still held, and `done` counts. Idempotent: a second end changes nothing. */
@@ -165,7 +167,7 @@ export interface FreezeRoom {
   /** What keepPrepared kept, for an open or closed window that is not released. */
   prepared(window: string): { pinned: Pinned; overlays: Overlay[] } | undefined;
 
-  /** Freezes under a lease; see docs/architecture.md section 2. `caller` aborts when nobody waits for the answer any more. */
+  /** Freezes under a lease, once somebody stands ready for every cut; see docs/architecture.md section 2. `caller` aborts when nobody waits for the answer any more. */
   freeze(request: {
     vm: string;
     window: string;
@@ -173,7 +175,10 @@ export interface FreezeRoom {
     freezeTimeoutMs: number;
     caller: AbortSignal;
   }): Promise<{ frozenFileSystems: number; frozenUnixMs: number; freezeCallMs: number; gaps: CoverageGap[] }>;
-  /** Holds the window for a cut. Errors: WINDOW_CLOSED, WINDOW_UNKNOWN, NOT_PREPARED (not frozen yet), CUT_UNKNOWN, CUT_ALREADY_HELD. */
+  /**
+   * Stands ready for a cut, before or while its window is frozen, and holds the window for it from then on.
+   * Errors: WINDOW_CLOSED, WINDOW_UNKNOWN, NOT_PREPARED, CUT_UNKNOWN, CUT_ALREADY_HELD.
+   */
   hold(vm: string, window: string, cut: string): Hold;
   /** Thaws if need be, closes the window, answers the verdict. Errors: STILL_FROZEN, WINDOW_UNKNOWN. An unfrozen window: NEVER_FROZEN, closed. */
   thaw(vm: string, window: string, reason: string): Promise<Verdict>;

@@ -57,6 +57,12 @@ export class RunReport {
     }
   }
 
+  /** What the run is in now, said by a step that goes on. */
+  enters(state: Progress['state']): void {
+    this.#state = state;
+    this.#tell();
+  }
+
   /** Adds a line that stays, say the grade. */
   adds(...facts: string[]): void {
     this.#facts.push(...facts);

@@ -32,8 +32,9 @@ async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
 }
 
 /**
- * The critical section. Where all disks are the host's, freeze, cut and thaw are the host agent's, in one call. Else freeze and thaw are one construct here:
- * once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this function without `thawFileSystems`, which no cancel stops
+ * The critical section. Where all disks are the host's, freeze, cut and thaw are the host agent's, in one call. Else freeze and thaw are one construct here.
+ * The cuts begin beside the freeze, and each waits on the host for it: the host freezes only when somebody stands ready for every cut, so that no guest waits
+ * frozen for a step of ours. Once `freezeFileSystems` may have been asked for, nothing (no failure, no cancel) leaves this function without `thawFileSystems`, which no cancel stops
  * and which waits for no cut. Where this workflow is not there to ask, the host agent thaws by itself. Inside it nothing slow: no catalogue, no search
  * attributes, no timers.
  */
@@ -42,8 +43,10 @@ async function throughOneWindow(window: Window): Promise<WindowEnd> {
   try {
     end.prepared = await window.prepare();
     try {
-      if (window.isOursToFreeze) end.frozenGaps = (await window.freezeFileSystems()).gaps;
-      await window.makeEveryCut();
+      const freeze = window.isOursToFreeze ? window.freezeFileSystems() : undefined;
+      const cuts = window.makeEveryCut();
+      end.frozenGaps = (await freeze)?.gaps ?? [];
+      await cuts;
     } finally {
       end.verdict = await window.thawFileSystems();
     }

@@ -61,7 +61,7 @@ const freezing = proxyActivities<Pick<Activities, 'freezeFileSystems'>>({
 });
 const cutting = proxyActivities<Pick<Activities, 'snapshotLocalDisks' | 'snapshotVolume'>>({
   ...waitedFor,
-  // The window is 60 s at most; libvirt may answer after it, and a volume's cut that lost its window deletes what it made.
+  // What a cut may take is said where it is begun: it waits for the freeze first.
   startToCloseTimeout: '3 min',
   heartbeatTimeout: '3 s',
   retry: once,

@@ -76,15 +76,20 @@ export class Window {
     const cuts = this.#plan.volumes.map((disk) => disk.target);
     if (this.#plan.localDisks.length > 0) cuts.unshift(localCut);
     const request = { ...this.#request, cuts, freezeTimeoutMs };
-    return this.#untilCancelled('freezing', 'freeze file systems', () =>
-      steps.freezeFileSystems.executeWithOptions(options, [request]),
-    );
+    return this.#untilCancelled('freezing', 'freeze file systems', async () => {
+      const frozen = await steps.freezeFileSystems.executeWithOptions(options, [request]);
+      this.#report.enters('frozen');
+      return frozen;
+    });
   }
 
-  /** All cuts side by side; rejects at the first that fails. */
-  async makeEveryCut(): Promise<void> {
+  /** All cuts side by side; rejects at the first that fails. Those of a window that we freeze begin with the freeze, and wait on the host for it. */
+  makeEveryCut(): Promise<unknown> {
     const local = this.#plan.localDisks.length > 0 ? [this.#cutLocalDisks()] : [];
-    await Promise.all([...local, ...this.#plan.volumes.map((disk) => this.#cutVolume(disk))]);
+    const cuts = Promise.all([...local, ...this.#plan.volumes.map((disk) => this.#cutVolume(disk))]);
+    // Who waits for the freeze first may never come to wait for these.
+    cuts.catch(() => undefined);
+    return cuts;
   }
 
   #cutLocalDisks(): Promise<LocalCut> {
@@ -96,7 +101,7 @@ export class Window {
           summary: `Freezes ${vm.name}, snapshots ${names} in one transaction, and thaws`,
           startToCloseTimeout: freezeTimeoutMs + 180_000,
         }
-      : { summary: `Snapshots ${names} in one transaction` };
+      : { ...this.#cutOptions, summary: `Snapshots ${names} in one transaction${this.#onceFrozen}` };
     const request = {
       ...this.#request,
       disks,
@@ -111,13 +116,14 @@ export class Window {
   }
 
   #cutVolume(disk: PlannedVolume): Promise<VolumeCut> {
-    const summary = `Snapshots ${disk.target} through Cinder and waits until it is available`;
+    const summary = `Snapshots ${disk.target} through Cinder${this.#onceFrozen} and waits until it is available`;
+    const options = { ...this.#cutOptions, summary };
     const request = { ...this.#request, plan: this.#plan, disk, cut: disk.target };
     return this.#untilCancelled(this.#whileCutting, `cut ${disk.target}`, async () => {
       this.#mayBeThere.add(disk.target);
       this.#mayAppear.add(disk.target);
       try {
-        const cut = await steps.snapshotVolume.executeWithOptions({ summary }, [request]);
+        const cut = await steps.snapshotVolume.executeWithOptions(options, [request]);
         this.#mayAppear.delete(disk.target);
         return cut;
       } catch (error) {
@@ -129,8 +135,19 @@ export class Window {
     });
   }
 
-  get #whileCutting(): Progress['state'] {
+  /** Undefined where the freeze, which is under way, will say. */
+  get #whileCutting(): Progress['state'] | undefined {
+    if (this.isOursToFreeze) return undefined;
     return this.isFrozen ? 'frozen' : 'cutting';
+  }
+
+  get #onceFrozen(): string {
+    return this.isOursToFreeze ? ` as soon as ${this.#plan.vm.name} is frozen` : '';
+  }
+
+  /** The window is 60 s at most; libvirt may answer after it, and a volume's cut that lost its window deletes what it made. The freeze comes before. */
+  get #cutOptions(): { startToCloseTimeout: number } {
+    return { startToCloseTimeout: this.#plan.freezeTimeoutMs + 180_000 };
   }
 
   /** Thaws whatever has happened, and closes the window for good. */
@@ -173,7 +190,7 @@ export class Window {
     return this.#whateverHappens('undoing', 'undo', () => steps.undoWindow.executeWithOptions({ summary }, [request]));
   }
 
-  async #untilCancelled<T>(state: Progress['state'], name: string, begin: () => Promise<T>): Promise<T> {
+  async #untilCancelled<T>(state: Progress['state'] | undefined, name: string, begin: () => Promise<T>): Promise<T> {
     const step = this.#report.step(state, name, begin);
     this.#begun.push(step);
     try {

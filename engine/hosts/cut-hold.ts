@@ -5,9 +5,9 @@ import type { CutHold } from './hosts.js';
 import { reasonToWire } from './wire.js';
 
 /**
- * Begins a hold on its stream and resolves when the host agent has said `held`.
+ * Begins a hold on its stream and resolves when the host agent has said `held`: in a window that is to be frozen, when it is.
  *
- * @throws HostError as the host agent refuses it, or HOST_UNREACHABLE when the stream breaks first; the signal's reason when that ends it
+ * @throws HostError as the host agent refuses it, WINDOW_CLOSED when the window ends before it was held, or HOST_UNREACHABLE when the stream breaks first; the signal's reason when that ends it
  */
 export function beginHold(
   host: string,
@@ -32,7 +32,9 @@ export function beginHold(
     if (message?.$case === 'held') held.resolve(hold);
     if (message?.$case === 'ended') {
       ended.resolve(message.value);
-      lost.abort(new HostError(host, 'WINDOW_CLOSED', `The hold has ended: ${message.value.reason}`));
+      const reason = new HostError(host, 'WINDOW_CLOSED', `The hold has ended: ${message.value.reason}`);
+      lost.abort(reason);
+      held.reject(reason);
     }
   });
   stream.on('error', (error: ServiceError) => breaks(signal?.aborted ? signal.reason : fromServiceError(host, error)));

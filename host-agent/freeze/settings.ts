@@ -2,8 +2,8 @@ import { HostAgentError } from '../errors.js';
 
 /** Every time and size of the freeze room. All are settings, so that no test needs to wait for a production value. */
 export interface FreezeSettings {
-  /** ms after the freeze's answer by which every named cut must be held. */
-  holdGraceMs: number;
+  /** ms that a freeze waits until somebody stands ready for every cut that it names; nothing is frozen before. */
+  readyMs: number;
   /** s that the guest agent has for the status question before the thaw: libvirt's smallest timeout, because it lies inside the window. */
   statusTimeoutS: number;
   /** s that the guest agent has for what is asked before the freeze (status, OS, file systems). */
@@ -35,7 +35,7 @@ export interface FreezeSettings {
 }
 
 export const defaultFreezeSettings: FreezeSettings = {
-  holdGraceMs: 2_000,
+  readyMs: 5_000,
   statusTimeoutS: 1,
   readTimeoutS: 5,
   thawTimeoutS: 60,

@@ -35,10 +35,17 @@ interface Frozen {
 }
 
 interface Cut {
+  /** Somebody stands ready to make it, since before the freeze. */
+  isReady: boolean;
+  /** Its holder has said how it ended, or was lost. */
+  isOver: boolean;
   heldMs: number | undefined;
   endedMs: number | undefined;
   outcome: CutRecord['outcome'];
   reason: string;
+  /** Resolved by `go`, rejected when the window is lost. */
+  held: Promise<void>;
+  go: () => void;
   /** Tells the holder that the window is lost. */
   lost: AbortController;
 }
@@ -68,7 +75,8 @@ export class Window {
   #lost: Loss | undefined;
   #doubt: Loss | undefined;
   #limit: NodeJS.Timeout | undefined;
-  #grace: NodeJS.Timeout | undefined;
+  /** Called when a cut becomes ready, or the window is given up, before the freeze. */
+  #onReadiness: () => void = () => undefined;
   #draft: Verdict | undefined;
   #keeping: Promise<Verdict> | undefined;
   #freezeEnded: Promise<void> | undefined;
@@ -117,7 +125,8 @@ export class Window {
   }
 
   /**
-   * Freezes the guest under a lease. Whatever goes wrong closes the window: a freeze is tried once.
+   * Freezes the guest under a lease, once somebody stands ready to make each of the cuts: a guest never waits frozen for a cut to begin. Whatever goes wrong
+   * closes the window: a freeze is tried once.
    * Errors: WINDOW_CLOSED, NOT_PREPARED, VM_CHANGED, ALREADY_FROZEN, JOURNAL_UNWRITABLE, FREEZE_TIMEOUT, FREEZE_FAILED, FREEZE_HOOK_FAILED and the guest agent's.
    */
   freeze(request: FreezeRequest): Promise<Frozen> {
@@ -139,7 +148,7 @@ export class Window {
   async #freeze(request: FreezeRequest): Promise<Frozen> {
     this.#refuseFreeze(request);
     this.#phase = 'freezing';
-    for (const cut of request.cuts) this.#addCut(cut);
+    this.#name(request.cuts);
     const debt = await this.#takeLease(request);
 
     const { clock, hypervisor, settings } = this.#deps;
@@ -155,30 +164,32 @@ export class Window {
       this.#thaw(this.#thawedBy, this.#lost);
       throw unwanted;
     }
+    for (const [name, cut] of this.#cuts) this.#grant(name, cut);
     return { ...frozen, callMs: answer.repliedAt - askedAt, gaps: this.#gaps };
   }
 
-  /** Holds the window for one cut. Errors: WINDOW_CLOSED, NOT_PREPARED, CUT_UNKNOWN, CUT_ALREADY_HELD. */
+  /**
+   * Stands ready for one cut, and holds the window for it from the freeze on; an unfrozen window is held at once.
+   * Errors: WINDOW_CLOSED, NOT_PREPARED, CUT_UNKNOWN, CUT_ALREADY_HELD.
+   */
   hold(name: string): Hold {
+    checkId('cut', name);
     if (this.#phase === 'thawing' || this.#phase === 'closed') throw this.#closedError();
-    if (this.terms.quiesce === 'skip') {
-      checkId('cut', name);
-      if (!this.#cuts.has(name)) this.#addCut(name);
-    } else if (this.#phase !== 'frozen') {
-      throw new HostAgentError('NOT_PREPARED', `Window ${this.id} is not frozen yet`);
+    if (this.#lost !== undefined) throw this.#abandonedError(this.#lost);
+    const isUnfrozen = this.terms.quiesce === 'skip';
+    if (!isUnfrozen && this.prepared === undefined) {
+      throw new HostAgentError('NOT_PREPARED', `Prepare of window ${this.id} has not ended`);
     }
-    const cut = this.#cuts.get(name);
-    if (cut === undefined) {
-      throw new HostAgentError('CUT_UNKNOWN', `The freeze of window ${this.id} did not name the cut ${name}`);
-    }
-    if (cut.heldMs !== undefined) {
+    const named = this.#cuts.get(name);
+    if (named?.isReady) {
       throw new HostAgentError('CUT_ALREADY_HELD', `The cut ${name} was held already in window ${this.id}`);
     }
-    cut.heldMs = this.#afterMs();
-    cut.outcome = 'broken';
-    cut.reason = 'The hold has not ended.';
-    this.#note({ type: 'held', vm: this.vm, window: this.id, cut: name, afterMs: cut.heldMs });
-    return { lost: cut.lost.signal, end: (outcome) => this.#endHold(name, cut, outcome) };
+    if (named === undefined && (this.#phase !== 'prepared' || this.#cuts.size >= mostCuts)) throw this.#unnamed(name);
+    const cut = named ?? this.#addCut(name);
+    cut.isReady = true;
+    if (isUnfrozen) this.#grant(name, cut);
+    else this.#onReadiness();
+    return { held: cut.held, lost: cut.lost.signal, end: (outcome) => this.#endHold(name, cut, outcome) };
   }
 
   /** Thaws if need be and closes. Resolves with the verdict when that is durable. Errors: JOURNAL_UNWRITABLE (only of a window that never had a lease). */
@@ -213,7 +224,6 @@ export class Window {
   /** Ends the timers of a host agent that stops. */
   stop(): void {
     clearTimeout(this.#limit);
-    clearTimeout(this.#grace);
   }
 
   #refuseFreeze({ cuts, freezeTimeoutMs }: FreezeRequest): void {
@@ -260,6 +270,54 @@ export class Window {
     if (this.#lost !== undefined) return;
     this.#thawedBy = by;
     this.#lost = loss ?? { reason: 'THAWED_EARLY', detail: 'The thaw was asked for before the freeze was answered.' };
+    this.#breakHolds();
+    this.#onReadiness();
+  }
+
+  /** The cuts of this window are these: whoever stands ready for another never gets to make it. */
+  #name(cuts: readonly string[]): void {
+    for (const [name, cut] of this.#cuts) {
+      if (cuts.includes(name)) continue;
+      this.#cuts.delete(name);
+      cut.isOver = true;
+      cut.lost.abort(this.#unnamed(name));
+    }
+    for (const name of cuts) if (!this.#cuts.has(name)) this.#addCut(name);
+  }
+
+  #unnamed(name: string): HostAgentError {
+    return new HostAgentError('CUT_UNKNOWN', `The freeze of window ${this.id} did not name the cut ${name}`);
+  }
+
+  /** Waits until somebody stands ready for every cut; nothing is frozen yet. Whoever does not come in time has died, or is kept by a busy machine. */
+  async #everyCutToBeReady(caller: AbortSignal): Promise<void> {
+    const { readyMs } = this.#deps.settings;
+    const missing = () => [...this.#cuts].filter(([, { isReady }]) => !isReady).map(([name]) => name);
+    let timer: NodeJS.Timeout | undefined;
+    await new Promise<void>((resolve) => {
+      this.#onReadiness = () => {
+        if (this.#lost !== undefined || caller.aborted || missing().length === 0) resolve();
+      };
+      timer = setTimeout(resolve, readyMs);
+      caller.addEventListener('abort', this.#onReadiness, { once: true });
+      this.#onReadiness();
+    });
+    clearTimeout(timer);
+    caller.removeEventListener('abort', this.#onReadiness);
+    this.#onReadiness = () => undefined;
+    if (missing().length > 0 && !caller.aborted) {
+      const detail = `Nobody stood ready within ${readyMs} ms for: ${missing().join(', ')}.`;
+      this.#abandon('a cut was not held in time', { reason: 'NOT_HELD_IN_TIME', detail });
+    }
+  }
+
+  /** The cut may be made: the window is held for it. */
+  #grant(name: string, cut: Cut): void {
+    cut.heldMs = this.#afterMs();
+    cut.outcome = 'broken';
+    cut.reason = 'The hold has not ended.';
+    this.#note({ type: 'held', vm: this.vm, window: this.id, cut: name, afterMs: cut.heldMs });
+    cut.go();
   }
 
   #refuseChanged(reading: Reading): void {
@@ -283,6 +341,8 @@ export class Window {
   async #takeLease({ cuts, freezeTimeoutMs, caller }: FreezeRequest): Promise<ThawDebt> {
     const { hypervisor, settings, journal, setAgentTimeout, owe, restoreAgentTimeout } = this.#deps;
     try {
+      this.#throwUnwanted(caller);
+      await this.#everyCutToBeReady(caller);
       this.#throwUnwanted(caller);
       const boundAgent = () => setAgentTimeout(Math.ceil(freezeTimeoutMs / 1_000));
       const reading = await readGuest(hypervisor, this.vm, settings, boundAgent);
@@ -310,7 +370,7 @@ export class Window {
   }
 
   #begin(answer: { fileSystems: number; repliedAt: number }, debt: ThawDebt): { fileSystems: number; unixMs: number } {
-    const { clock, settings } = this.#deps;
+    const { clock } = this.#deps;
     const sinceMs = clock.now() - answer.repliedAt;
     this.#frozen = {
       fileSystems: answer.fileSystems,
@@ -320,7 +380,6 @@ export class Window {
     this.#phase = 'frozen';
     void debt.settled.then((settlement) => this.#finish(this.#lost, settlement));
     this.#limit = setTimeout(() => this.#overrun(), this.terms.windowLimitMs - sinceMs);
-    this.#grace = setTimeout(() => this.#failUnheld(), settings.holdGraceMs - sinceMs);
     debt.frozen(answer.fileSystems);
     this.#gaps = [...this.#gaps, ...countGap(answer.fileSystems, this.terms.expectedFileSystems)];
     const { fileSystems, unixMs } = this.#frozen;
@@ -344,13 +403,16 @@ export class Window {
   }
 
   #endHold(name: string, cut: Cut, outcome: Parameters<Hold['end']>[0]): { inTime: boolean; reason: string } {
-    if (cut.endedMs !== undefined) return { inTime: cut.outcome === 'done', reason: cut.reason };
+    if (cut.isOver) return { inTime: cut.outcome === 'done', reason: cut.reason };
     const unfrozen = this.terms.quiesce === 'skip';
+    if (!unfrozen && (this.#phase === 'prepared' || this.#phase === 'freezing'))
+      return this.#endReady(name, cut, outcome);
     // A late timer must not make a late cut one in time.
     if (this.#phase === 'frozen' && this.#afterMs() > this.terms.windowLimitMs) this.#overrun();
     const open = unfrozen ? this.#phase === 'prepared' : this.#phase === 'frozen';
     if (!open) return { inTime: false, reason: cut.reason };
 
+    cut.isOver = true;
     cut.endedMs = this.#afterMs();
     if ('done' in outcome) {
       cut.outcome = 'done';
@@ -366,6 +428,18 @@ export class Window {
     this.#note({ type: 'ended', vm: this.vm, window: this.id, cut: name, afterMs, outcome: cut.outcome, reason });
     if (!unfrozen) this.#afterHold(name, cut);
     return { inTime: cut.outcome === 'done', reason: cut.reason };
+  }
+
+  /** Nobody stands ready any more, and a cut is held once: nothing is frozen for the others, or thawed as soon as the freeze is answered. */
+  #endReady(name: string, cut: Cut, outcome: Parameters<Hold['end']>[0]): { inTime: boolean; reason: string } {
+    cut.isOver = true;
+    cut.reason = 'failed' in outcome ? outcome.failed : 'broken' in outcome ? outcome.broken : 'It was not held yet.';
+    const reason = 'failed' in outcome ? 'CUT_FAILED' : 'HOLD_BROKEN';
+    this.#abandon(`${name} is not ready any more`, {
+      reason,
+      detail: `Who was to make the cut ${name} gave up before the freeze was answered: ${cut.reason}`,
+    });
+    return { inTime: false, reason: cut.reason };
   }
 
   #afterHold(name: string, cut: Cut): void {
@@ -384,13 +458,6 @@ export class Window {
   #overrun(): void {
     const detail = `The window reached its limit of ${this.terms.windowLimitMs} ms before its last cut was done.`;
     this.#thaw('window limit', { reason: 'LIMIT', detail });
-  }
-
-  #failUnheld(): void {
-    const unheld = [...this.#cuts].filter(([, { heldMs }]) => heldMs === undefined).map(([name]) => name);
-    if (unheld.length === 0) return;
-    const detail = `Not held within ${this.#deps.settings.holdGraceMs} ms after the freeze: ${unheld.join(', ')}.`;
-    this.#thaw('a cut was not held in time', { reason: 'NOT_HELD_IN_TIME', detail });
   }
 
   /** The one place where a window's thaw begins. Only when all cuts are done is the guest asked first whether it is still frozen. */
@@ -421,7 +488,7 @@ export class Window {
 
   #breakHolds(): void {
     for (const cut of this.#cuts.values()) {
-      if (cut.endedMs !== undefined) continue;
+      if (cut.isOver) continue;
       cut.reason =
         cut.heldMs === undefined ? 'It was never held.' : `The window was thawed under the hold (${this.#thawedBy}).`;
       cut.lost.abort(this.#closedError());
@@ -430,10 +497,8 @@ export class Window {
 
   #closeUnfrozen(by: string, loss: Loss | undefined): void {
     this.#thawedBy = by;
-    this.#phase = 'closed';
-    this.#breakHolds();
     this.#finish(
-      { reason: 'NEVER_FROZEN', detail: loss?.detail ?? 'The guest was not frozen in this window.' },
+      this.#lost ?? { reason: 'NEVER_FROZEN', detail: loss?.detail ?? 'The guest was not frozen in this window.' },
       undefined,
     );
   }
@@ -441,6 +506,7 @@ export class Window {
   /** Closes in memory, at once; the verdict follows when it is on disk. */
   #finish(lost: Loss | undefined, settlement: Settlement | undefined): void {
     this.#phase = 'closed';
+    this.#breakHolds();
     this.#draft = judge({
       window: this.id,
       cuts: [...this.#cuts].map(([cut, { heldMs, endedMs, outcome, reason }]) => ({
@@ -505,6 +571,7 @@ export class Window {
       const cut = this.#cuts.get(entry.cut);
       if (cut !== undefined) {
         Object.assign(cut, {
+          isReady: true,
           heldMs: entry.afterMs,
           outcome: 'broken',
           reason: 'The host agent restarted under the hold.',
@@ -514,7 +581,7 @@ export class Window {
     if (entry.type === 'ended') {
       const { afterMs: endedMs, outcome, reason } = entry;
       const cut = this.#cuts.get(entry.cut);
-      if (cut !== undefined) Object.assign(cut, { endedMs, outcome, reason });
+      if (cut !== undefined) Object.assign(cut, { isOver: true, endedMs, outcome, reason });
     }
     if (entry.type === 'verdict') {
       this.verdict = entry.verdict;
@@ -534,9 +601,19 @@ export class Window {
     else void debt.settled.then((settlement) => this.#finish(this.#lost, settlement));
   }
 
-  #addCut(name: string): void {
+  #addCut(name: string): Cut {
     const lost = new AbortController();
-    this.#cuts.set(name, { heldMs: undefined, endedMs: undefined, outcome: 'not held', reason: '', lost });
+    let go = (): void => undefined;
+    const held = new Promise<void>((resolve, reject) => {
+      go = resolve;
+      lost.signal.addEventListener('abort', () => reject(lost.signal.reason), { once: true });
+    });
+    // Nobody need be waiting for it.
+    held.catch(() => undefined);
+    const state = { isReady: false, isOver: false, heldMs: undefined, endedMs: undefined } as const;
+    const cut: Cut = { ...state, outcome: 'not held', reason: '', held, go, lost };
+    this.#cuts.set(name, cut);
+    return cut;
   }
 
   /** ms after the freeze's answer; of an unfrozen window: 0. */
@@ -553,6 +630,9 @@ export class Window {
     return new HostAgentError('WINDOW_CLOSED', `Window ${this.id} was thawed or undone${why} and stays closed`);
   }
 }
+
+/** Of an unfrozen window nobody has named the cuts: more than any VM has disks are refused. */
+const mostCuts = 256;
 
 /** After these the guest is not frozen and will not be (the port's promise); after any other error of a freeze it may. */
 const surelyNotFrozen: ReadonlySet<string> = new Set([

@@ -8,7 +8,7 @@ import { toRpcFailure } from './status.js';
 import { checkedBegin, checkedText, invalid } from './validate.js';
 
 /**
- * HoldCut: begin -> held -> ping … -> done | failed -> ended.
+ * HoldCut: begin -> (the freeze) -> held -> ping … -> done | failed -> ended.
  *
  * The stream is the engine's sign of life. Whatever ends it other than `done` or `failed` (cancelled, reset, half-closed, its connection given up by
  * keepalive) breaks the hold at once, and the freeze room thaws.
@@ -38,6 +38,11 @@ export function holdCut(deps: {
       hold = begunHold;
       if (begunHold.lost.aborted) return lost(begunHold.lost);
       begunHold.lost.addEventListener('abort', () => lost(begunHold.lost), { once: true });
+      begunHold.held.then(held, () => undefined);
+    };
+
+    const held = () => {
+      if (over || ending) return;
       call.write({ message: { $case: 'held', value: {} } });
       pings = setInterval(() => call.write({ message: { $case: 'ping', value: {} } }), deps.pingMs);
     };

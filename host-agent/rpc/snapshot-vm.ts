@@ -25,9 +25,9 @@ const localCut = 'local';
  */
 export async function snapshotVm(rooms: Rooms, request: CheckedSnapshotVm, call: Call): Promise<LocalCut> {
   const prepared = preparedFor(rooms.freeze, request);
-  if (request.frozen) return cutUnderHold(rooms, request, request.cut, prepared, call);
-  if (request.quiesce === 'skip') return cutUnderHold(rooms, request, localCut, prepared, call);
-  return freezeCutThaw(rooms, request, prepared, call);
+  if (!request.frozen && request.quiesce !== 'skip') return freezeCutThaw(rooms, request, prepared, call);
+  const hold = rooms.freeze.hold(request.vm, request.window, request.frozen ? request.cut : localCut);
+  return cutUnderHold(rooms, request, hold, prepared, call);
 }
 
 async function freezeCutThaw(
@@ -37,9 +37,14 @@ async function freezeCutThaw(
   call: Call,
 ): Promise<LocalCut> {
   const { vm, window, freezeTimeoutMs } = request;
+  const hold = rooms.freeze.hold(vm, window, localCut);
+  const cutting = cutUnderHold(rooms, request, hold, prepared, call);
+  // Without a freeze there is no cut, and the freeze's error tells more.
+  cutting.catch(() => undefined);
   try {
     await rooms.freeze.freeze({ vm, window, cuts: [localCut], freezeTimeoutMs, caller: call.gone });
   } catch (error) {
+    hold.end({ failed: 'the freeze failed' });
     if (request.quiesce === 'best-effort' && mayGoOnUnfrozen(error, call)) {
       const { transactionMs } = await rooms.snapshot.cut({ vm, window, ...prepared });
       return { overlays: prepared.overlays, transactionMs, verdict: undefined, unfrozenReason: error.code };
@@ -48,7 +53,7 @@ async function freezeCutThaw(
   }
   let cut: LocalCut;
   try {
-    cut = await cutUnderHold(rooms, request, localCut, prepared, call);
+    cut = await cutting;
   } catch (error) {
     // The failed hold has caused the thaw already; waiting for it here means that this call never returns with its guest frozen.
     await rooms.freeze.thaw(vm, window, 'the cut failed').catch((thawError: unknown) => {
@@ -59,20 +64,20 @@ async function freezeCutThaw(
   return { ...cut, verdict: await rooms.freeze.thaw(vm, window, 'the local cut is done') };
 }
 
+/** Cuts as soon as the window is held, which begins with the freeze where there is one. */
 async function cutUnderHold(
   rooms: Rooms,
   request: { vm: string; window: string },
-  cut: string,
+  hold: Hold,
   prepared: Prepared,
   call: Call,
 ): Promise<LocalCut> {
   const { vm, window } = request;
-  const hold = rooms.freeze.hold(vm, window, cut);
   const breakHold = () => hold.end({ broken: 'the call was broken off (caller gone, or its connection lost)' });
   if (call.gone.aborted) breakHold();
-  refuseIfLost(hold);
   call.gone.addEventListener('abort', breakHold, { once: true });
   try {
+    await hold.held;
     const { transactionMs } = await rooms.snapshot.cut({ vm, window, ...prepared });
     // Not in time is no error here: the cut exists, and the verdict says what it is worth.
     const ended = hold.end({ done: true });
@@ -84,14 +89,6 @@ async function cutUnderHold(
   } finally {
     call.gone.removeEventListener('abort', breakHold);
   }
-}
-
-function refuseIfLost(hold: Hold): void {
-  if (!hold.lost.aborted) return;
-  const reason: unknown = hold.lost.reason;
-  throw isHostAgentError(reason)
-    ? reason
-    : new HostAgentError('WINDOW_CLOSED', 'The window closed before the cut began.');
 }
 
 function preparedFor(freeze: FreezeRoom, request: CheckedSnapshotVm): Prepared {

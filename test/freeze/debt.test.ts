@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import {
-  freezeRequest,
+  freeze,
   frozen,
   host,
   operation,
@@ -23,7 +23,7 @@ test.each(['AGENT_NOT_RESPONDING', 'LIBVIRT_CALL_TIMEOUT'] as const)(
     await prepare(lab, room);
     lab.world.inject('freezeStatus', { reject: 'AGENT_NOT_RESPONDING' }, { skip: 2, times: 3 });
     const late = lab.world.inject('freeze', { late: code });
-    await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+    await expect(freeze(room)).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
     expect(room.state(web1)).toMatchObject({ freezeState: 'maybe-frozen' });
     await late.happen();
     expect(lab.isFrozen()).toBe(true);
@@ -39,7 +39,7 @@ test('while a freeze is unsettled new freezes are refused, and the watch ends on
   await prepare(lab, room);
   const silent = lab.world.inject('freezeStatus', { reject: 'AGENT_NOT_RESPONDING' }, { skip: 2, times: 1_000_000 });
   lab.world.inject('freeze', { late: 'AGENT_NOT_RESPONDING' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
 
   expect(await room.thaw(web1, window1, 'failed')).toMatchObject({ lostReason: 'FREEZE_FAILED', frozenUnixMs: 0 });
   await expect(room.reserve(reserveRequest({ window: window2 }))).rejects.toMatchObject({ code: 'MAYBE_FROZEN' });
@@ -62,7 +62,7 @@ test('a freeze that libvirt never answers ends by our own guard, and is watched 
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'before' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
   const calls = lab.calls();
   await until(() => calls.filter((name) => name === 'freezeStatus').length > 2, 'asked several times');
   // The guest says 'thawed', but the freeze is still on its way.
@@ -81,7 +81,7 @@ test.each([
   const room = await lab.room();
   await prepare(lab, room);
   lab.world.inject('freeze', { reject: injected });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code });
+  await expect(freeze(room)).rejects.toMatchObject({ code });
   expect(room.state(web1).freezeState).toBe('thawed');
   expect(await room.thaw(web1, window1, 'failed')).toMatchObject({ held: false, lostReason: 'FREEZE_FAILED' });
   await room.reserve(reserveRequest({ window: window2 }));
@@ -94,7 +94,7 @@ test.each(['FREEZE_FAILED', 'HYPERVISOR_BUSY', 'LIBVIRT_UNREACHABLE', 'LIBVIRT_E
     const room = await lab.room();
     await prepare(lab, room);
     lab.world.inject('freeze', { loseReply: code });
-    await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code });
+    await expect(freeze(room)).rejects.toMatchObject({ code });
     await until(() => !lab.isFrozen() && room.state(web1).freezeState === 'thawed', 'thawed');
   },
 );
@@ -211,7 +211,7 @@ test('a status answer that was asked for before the freeze was answered proves n
   await room.reserve(reserveRequest());
   asked = 0;
   await room.keepPrepared(window1, preparedOf(lab));
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
   await until(() => answerStatus !== undefined, 'the status asked for');
   lab.world.vm(web1).agent.frozen = true;
   answerStatus?.();

@@ -178,8 +178,21 @@ export async function frozen(
   const reserve = reserveRequest(options.reserve);
   await prepare(host, room, reserve);
   const cuts = options.cuts ?? ['vda', 'vdb'];
+  const holds = cuts.map((cut) => room.hold(reserve.vm, reserve.window, cut));
   await room.freeze(freezeRequest({ vm: reserve.vm, window: reserve.window, cuts }));
-  return { room, holds: cuts.map((cut) => room.hold(reserve.vm, reserve.window, cut)) };
+  await Promise.all(holds.map(({ held }) => held));
+  return { room, holds };
+}
+
+/** A freeze with somebody ready for each of its cuts. What refuses these refuses the freeze, too, which is what the tests are about. */
+export function freeze(room: FreezeRoom, changes: Partial<FreezeRequest> = {}): ReturnType<FreezeRoom['freeze']> {
+  const request = freezeRequest(changes);
+  for (const cut of request.cuts) {
+    try {
+      room.hold(request.vm, request.window, cut);
+    } catch {}
+  }
+  return room.freeze(request);
 }
 
 /** The window's verdict, as soon as there is one. */

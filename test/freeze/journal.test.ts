@@ -14,7 +14,7 @@ import {
 import { join } from 'node:path';
 import { expect, onTestFinished, test, vi } from 'vitest';
 import {
-  freezeRequest,
+  freeze,
   frozen,
   type Host,
   host,
@@ -74,8 +74,8 @@ test('the lease is fsynced before libvirt is asked, nothing is inside the window
   const room = await lab.room();
   await prepare(lab, room);
   const happened = await recordSyncs(lab);
-  await room.freeze(freezeRequest());
   const holds = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
+  await freeze(room);
   for (const hold of holds) hold.end({ done: true });
   await until(() => !lab.isFrozen(), 'thawed');
   await room.thaw(web1, window1, 'asked by the engine');
@@ -136,7 +136,7 @@ test('a corrupt record is told, the file is kept aside, and what can be read aro
   await until(() => next.warnings().some((text) => text.includes('was found frozen')), 'told');
   expect(next.warnings()[0]).toContain('corrupt');
   expect(await readdir(lab.folder)).toContain('journal.unreadable-1');
-  await expect(next.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(next)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await expect(next.reserve(reserveRequest({ window: window2 }))).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   expect(next.state(web1).reservation?.operation).toBe(operation);
 });
@@ -221,7 +221,7 @@ test('nothing is reserved and nothing frozen without a journal that can be writt
   await prepare(lab, room);
   const calls = lab.calls();
   const empty = await fillDisk(lab);
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'JOURNAL_UNWRITABLE' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'JOURNAL_UNWRITABLE' });
   expect(calls).not.toContain('freeze');
   await expect(
     room.reserveForDelete({ vm: '00000000-0000-4000-8000-000000000002', operation: 'delete-1', installation: 'lab' }),
@@ -237,7 +237,7 @@ test('a window whose close cannot be written is told so, stays closed, and is cl
   await prepare(lab, room);
   const empty = await fillDisk(lab);
   await expect(room.thaw(web1, window1, 'cancelled')).rejects.toMatchObject({ code: 'JOURNAL_UNWRITABLE' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await empty();
   const verdict = await room.thaw(web1, window1, 'cancelled');
   session.kill();
@@ -275,7 +275,7 @@ test('a journal that is removed under the running host agent is written anew bef
   await room.closeForUndo(web1, window2);
   await prepare(lab, room);
   await unlink(path(lab));
-  await room.freeze(freezeRequest());
+  await freeze(room);
   session.kill();
   const next = await lab.room();
   expect(await verdictOf(next)).toMatchObject({ lostReason: 'HOST_AGENT_RESTARTED' });

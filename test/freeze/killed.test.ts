@@ -1,11 +1,11 @@
 import type { FreezeRoom } from '@stillpoint/host-agent/window.js';
 import { expect, test } from 'vitest';
-import { freezeRequest, host, prepare, until, verdictOf, web1, window1 } from './fixture.js';
+import { freeze, host, prepare, until, verdictOf, web1, window1 } from './fixture.js';
 
 /** From the freeze to the verdict, as an engine does it. */
 async function flow(room: FreezeRoom): Promise<void> {
-  await room.freeze(freezeRequest());
   const holds = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
+  await freeze(room);
   for (const hold of holds) hold.end({ done: true });
   await room.thaw(web1, window1, 'asked by the engine');
 }
@@ -41,7 +41,7 @@ test.each(['before', 'after'] as const)(
       const verdict = await next.thaw(web1, window1, 'asked by the engine');
       if (verdict.held) expect(step).toMatch(/setAgentTimeout|thaw/);
       expect(await verdictOf(next), step).toEqual(verdict);
-      await expect(next.freeze(freezeRequest()), step).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+      await expect(freeze(next), step).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
     }
   },
 );

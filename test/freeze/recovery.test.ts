@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import {
   db1,
-  freezeRequest,
+  freeze,
   frozen,
   host,
   operation,
@@ -31,7 +31,7 @@ test('a guest that a killed host agent left frozen is thawed by its next life, a
   expect(verdict).toMatchObject({ held: false, lostReason: 'HOST_AGENT_RESTARTED', frozenFileSystems: 2 });
   expect(verdict.cuts.map(({ cut, outcome }) => `${cut} ${outcome}`)).toEqual(['vda done', 'vdb broken']);
   expect(calls.filter((name) => name !== 'setAgentTimeout')[0]).toBe('thaw');
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   expect(room.state(web1).reservation).toMatchObject({ operation, window: window1 });
   expect(room.prepared(window1)).toBeDefined();
   expect(room.installation()).toBe('lab');
@@ -42,7 +42,7 @@ test('the lease is on disk before libvirt is asked for the freeze', async () => 
   const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   const asked = lab.world.inject('freeze', { die: 'before' });
-  void room.freeze(freezeRequest()).catch(() => undefined);
+  void freeze(room).catch(() => undefined);
   await asked.hit;
   const journal = await readFile(join(lab.folder, 'journal.jsonl'), 'utf8');
   expect(journal).toContain('"type":"lease"');
@@ -57,7 +57,7 @@ test('a host agent that dies between freeze and its answer thaws in its next lif
   const { room, session } = await lab.doomedLife();
   await prepare(lab, room);
   const asked = lab.world.inject('freeze', { die: 'after' });
-  void room.freeze(freezeRequest()).catch(() => undefined);
+  void freeze(room).catch(() => undefined);
   await asked.hit;
   await until(() => lab.isFrozen(), 'frozen');
   session.kill();
@@ -100,7 +100,7 @@ test('the watch over a freeze that may still happen survives a restart', async (
   await prepare(lab, room);
   lab.world.inject('freezeStatus', { reject: 'AGENT_NOT_RESPONDING' }, { skip: 2, times: 1_000_000 });
   const late = lab.world.inject('freeze', { late: 'AGENT_NOT_RESPONDING' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'FREEZE_TIMEOUT' });
   await room.thaw(web1, window1, 'failed');
   const verdict = room.verdict(web1, window1);
   await room.release(web1, operation);
@@ -147,7 +147,7 @@ test('a prepared window survives a restart and is frozen then', async () => {
 
   const next = await lab.room();
   expect(next.prepared(window1)).toEqual(kept);
-  await next.freeze(freezeRequest());
+  await freeze(next);
   expect(lab.isFrozen()).toBe(true);
 });
 
@@ -159,7 +159,7 @@ test('a window that undo closed stays closed over restarts, also one that was ne
   await room.closeForUndo(web1, window2);
   session.kill();
   const next = await lab.room();
-  await expect(next.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(next)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await expect(next.reserve(reserveRequest({ window: window2 }))).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
 });
 
@@ -170,7 +170,7 @@ test('shutdown thaws every window, journals it, and refuses new freezes', async 
   await room.shutdown();
   expect(lab.isFrozen()).toBe(false);
   expect(holds[0]?.lost.aborted).toBe(true);
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
   await expect(room.reserve(reserveRequest())).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
 
   const next = await lab.room();
@@ -194,7 +194,7 @@ test('a shutdown waits for a freeze under way longer than for a thaw: nobody els
   const { room } = await lab.life();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'after' });
-  const refused = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
+  const refused = expect(freeze(room)).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
   await held.hit;
   let stopped = false;
   const stopping = room.shutdown().then(() => {
@@ -214,7 +214,7 @@ test('a shutdown while the freeze is under way thaws as soon as it is answered',
   const { room } = await lab.life();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'after' });
-  const refused = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
+  const refused = expect(freeze(room)).rejects.toMatchObject({ code: 'SHUTTING_DOWN' });
   await held.hit;
   const stopping = room.shutdown();
   held.release();

@@ -3,7 +3,7 @@ import { expect, test } from 'vitest';
 import {
   db1,
   fileSystem,
-  freezeRequest,
+  freeze,
   frozen,
   host,
   operation,
@@ -74,7 +74,7 @@ test('a second window of the operation opens only when the first is closed', asy
   expect(room.state(web1).reservation?.window).toBe(window1);
   await room.thaw(web1, window1, 'lost worker');
   await prepare(lab, room, { window: window2 });
-  await room.freeze(freezeRequest({ window: window2 }));
+  await freeze(room, { window: window2 });
   expect(lab.isFrozen()).toBe(true);
   expect(room.prepared(window1)).toBeDefined();
 });
@@ -153,7 +153,7 @@ test('another number of frozen file systems than expected is a gap of the freeze
   const lab = await host({ vm: { fileSystems } });
   const room = await lab.room();
   expect(await prepare(lab, room)).toMatchObject({ expectedFileSystems: 2, gaps: [{ accepted: true }] });
-  const { frozenFileSystems, gaps } = await room.freeze(freezeRequest());
+  const { frozenFileSystems, gaps } = await freeze(room);
   expect(frozenFileSystems).toBe(3);
   expect(gaps).toMatchObject([
     { target: 'vda', mountpoint: '/boot/efi', accepted: true },
@@ -166,7 +166,7 @@ test('a thaw that is asked for while the guest is still read says that it is not
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('guestFileSystems', { hold: 'after' });
-  const refused = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  const refused = expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await held.hit;
   await expect(room.thaw(web1, window1, 'too slow')).rejects.toMatchObject({ code: 'STILL_FROZEN' });
   const calls = lab.calls();
@@ -186,7 +186,7 @@ test.each([
   await prepare(lab, room);
   happens(lab.world.vm(web1));
   const calls = lab.calls();
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'VM_CHANGED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'VM_CHANGED' });
   expect(calls).not.toContain('freeze');
   expect(await room.thaw(web1, window1, 'failed')).toMatchObject({ held: false, lostReason: 'NEVER_FROZEN' });
 });
@@ -196,7 +196,7 @@ test('a guest that somebody froze since it was prepared is refused and not thawe
   const room = await lab.room();
   await prepare(lab, room);
   lab.world.vm(web1).freezeByOther();
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
   await room.thaw(web1, window1, 'failed');
   await room.release(web1, operation);
   expect(lab.isFrozen()).toBe(true);
@@ -207,7 +207,7 @@ test('a guest that somebody freezes at the last moment is refused and not thawed
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'before' });
-  const refused = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
+  const refused = expect(freeze(room)).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
   await held.hit;
   lab.world.vm(web1).freezeByOther();
   held.release();
@@ -219,10 +219,10 @@ test('a guest that somebody freezes at the last moment is refused and not thawed
 test('a freeze needs what Prepare made', async () => {
   const lab = await host();
   const room = await lab.room();
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'NOT_PREPARED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'NOT_PREPARED' });
   await room.reserve(reserveRequest());
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'NOT_PREPARED' });
-  await expect(room.freeze(freezeRequest({ vm: db1 }))).rejects.toMatchObject({ code: 'NOT_PREPARED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'NOT_PREPARED' });
+  await expect(freeze(room, { vm: db1 })).rejects.toMatchObject({ code: 'NOT_PREPARED' });
 });
 
 test.each([

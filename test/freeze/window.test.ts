@@ -1,6 +1,18 @@
 import type { Hypervisor, HypervisorEvent } from '@stillpoint/host-agent/hypervisor.js';
 import { expect, test } from 'vitest';
-import { freezeRequest, frozen, host, overriding, prepare, until, verdictOf, web1, window1 } from './fixture.js';
+import {
+  freeze,
+  freezeRequest,
+  frozen,
+  host,
+  overriding,
+  prepare,
+  reserveRequest,
+  until,
+  verdictOf,
+  web1,
+  window1,
+} from './fixture.js';
 
 test('a freeze that held from before the first cut to after the last is held', async () => {
   const lab = await host();
@@ -60,23 +72,93 @@ test.each([
   expect(verdict.cuts[1]).toMatchObject({ outcome: 'broken', endedMs: undefined });
 });
 
-test('a named cut that is not held in time thaws', async () => {
-  const lab = await host({ settings: { holdGraceMs: 20 } });
+test('nothing is frozen while nobody stands ready for a named cut', async () => {
+  const lab = await host({ settings: { readyMs: 20 } });
   const room = await lab.room();
   await prepare(lab, room);
-  await room.freeze(freezeRequest());
-  room.hold(web1, window1, 'vda');
+  const calls = lab.calls();
+  const ready = room.hold(web1, window1, 'vda');
+  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({
+    code: 'WINDOW_CLOSED',
+    message: expect.stringContaining('Nobody stood ready within 20 ms for: vdb'),
+  });
 
   const verdict = await verdictOf(room);
-  expect(verdict).toMatchObject({ held: false, lostReason: 'NOT_HELD_IN_TIME' });
+  expect(verdict).toMatchObject({ held: false, lostReason: 'NOT_HELD_IN_TIME', frozenFileSystems: 0 });
   expect(verdict.cuts[1]).toMatchObject({ cut: 'vdb', heldMs: undefined, outcome: 'not held' });
-  expect(lab.isFrozen()).toBe(false);
+  await expect(ready.held).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  expect(calls).not.toContain('freeze');
 });
 
-test('cuts held in time outlive the grace', async () => {
-  const lab = await host({ settings: { holdGraceMs: 20 } });
-  const { room } = await frozen(lab, { reserve: { windowLimitMs: 150 } });
-  expect(await verdictOf(room)).toMatchObject({ lostReason: 'LIMIT' });
+test('a freeze waits for the last cut to be ready, and each is held when it is answered', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const calls = lab.calls();
+  const held = lab.world.inject('freeze', { hold: 'after' });
+  const order: string[] = [];
+  const stand = (cut: string) => {
+    const hold = room.hold(web1, window1, cut);
+    void hold.held.then(() => order.push(cut));
+    return hold;
+  };
+  const holds = [stand('vda')];
+  const freezing = room.freeze(freezeRequest());
+  expect(calls).not.toContain('freeze');
+  holds.push(stand('vdb'));
+  await held.hit;
+  expect(order).toEqual([]);
+  held.release();
+  await freezing;
+  await Promise.all(holds.map((hold) => hold.held));
+  expect(order).toEqual(['vda', 'vdb']);
+  for (const hold of holds) hold.end({ done: true });
+  const verdict = await verdictOf(room);
+  expect(verdict.held).toBe(true);
+  for (const { heldMs } of verdict.cuts) expect(heldMs).toBeGreaterThanOrEqual(0);
+});
+
+test.each([
+  ['failed', { failed: 'no token' }, 'CUT_FAILED'],
+  ['broke', { broken: 'its stream was broken off' }, 'HOLD_BROKEN'],
+  ['said done too early', { done: true }, 'HOLD_BROKEN'],
+] as const)('nothing is frozen after a cut that %s before the freeze', async (_, outcome, reason) => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const calls = lab.calls();
+  const [vda, vdb] = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
+  expect(vda?.end(outcome).inTime).toBe(false);
+  expect(vdb?.lost.aborted).toBe(true);
+  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: reason, frozenFileSystems: 0 });
+  expect(calls).not.toContain('freeze');
+});
+
+test('a guest whose cut breaks while the freeze is under way is thawed as soon as that is answered', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const [vda, vdb] = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
+  const held = lab.world.inject('freeze', { hold: 'after' });
+  const freezing = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await held.hit;
+  vda?.end({ broken: 'its stream was broken off' });
+  held.release();
+  await freezing;
+  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'HOLD_BROKEN' });
+  expect(lab.isFrozen()).toBe(false);
+  await expect(vdb?.held).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+});
+
+test('who stands ready is told at once when the window is closed instead', async () => {
+  const lab = await host();
+  const room = await lab.room();
+  await prepare(lab, room);
+  const hold = room.hold(web1, window1, 'vda');
+  await room.thaw(web1, window1, 'cancelled');
+  await expect(hold.held).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  expect(await verdictOf(room)).toMatchObject({ lostReason: 'NEVER_FROZEN' });
 });
 
 test("the window's limit thaws whatever happens", async () => {
@@ -185,13 +267,14 @@ test('so could one that was lost while the freeze was under way', async () => {
   const room = await lab.roomOver(overriding(session, { onEvent }));
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'after' });
+  const hold = room.hold(web1, window1, 'vda');
   const freezing = room.freeze(freezeRequest({ cuts: ['vda'] }));
   await held.hit;
   // Only the connection that brings events; the freeze is asked on another.
   tell({ type: 'connection', up: false });
   held.release();
   await freezing;
-  room.hold(web1, window1, 'vda').end({ done: true });
+  hold.end({ done: true });
   expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'AGENT_RESTARTED' });
 });
 
@@ -219,7 +302,7 @@ test('a freeze whose caller is gone when it is answered is thawed at once', asyn
   await prepare(lab, room);
   const caller = new AbortController();
   const held = lab.world.inject('freeze', { hold: 'after' });
-  const freezing = room.freeze(freezeRequest({ caller: caller.signal }));
+  const freezing = freeze(room, { caller: caller.signal });
   const refused = expect(freezing).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await held.hit;
   await until(() => lab.isFrozen(), 'frozen');
@@ -237,7 +320,7 @@ test('nothing is frozen for a caller who is gone before libvirt is asked', async
   const room = await lab.room();
   await prepare(lab, room);
   const calls = lab.calls();
-  await expect(room.freeze(freezeRequest({ caller: AbortSignal.abort() }))).rejects.toMatchObject({
+  await expect(freeze(room, { caller: AbortSignal.abort() })).rejects.toMatchObject({
     code: 'WINDOW_CLOSED',
   });
   expect(calls).not.toContain('freeze');
@@ -248,7 +331,7 @@ test('a thaw that comes while the freeze is under way thaws as soon as it is ans
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'after' });
-  const freezing = expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  const freezing = expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await held.hit;
   const thawing = room.thaw(web1, window1, 'cancelled');
   held.release();
@@ -262,7 +345,7 @@ test('a freeze that fails in a window that was closed meanwhile says that it is 
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'before' });
-  const freezing = expect(room.freeze(freezeRequest())).rejects.toMatchObject({
+  const freezing = expect(freeze(room)).rejects.toMatchObject({
     code: 'WINDOW_CLOSED',
     cause: { code: 'AGENT_NOT_CONNECTED' },
   });
@@ -280,12 +363,12 @@ test('a closed window freezes, holds and prepares nothing ever again', async () 
   const verdict = await room.thaw(web1, window1, 'cancelled');
   const calls = lab.calls();
 
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   expect(() => room.hold(web1, window1, 'vda')).toThrowError(expect.objectContaining({ code: 'WINDOW_CLOSED' }));
   expect(await room.thaw(web1, window1, 'again')).toEqual(verdict);
   await room.release(web1, verdict.window.slice(0, -2));
   await expect(prepare(lab, room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   expect(calls).not.toContain('freeze');
 });
 
@@ -295,13 +378,13 @@ test('a thaw of a window that was never frozen closes it', async () => {
   await prepare(lab, room);
   expect(room.verdict(web1, window1)).toBeUndefined();
   expect(await room.thaw(web1, window1, 'cancelled')).toMatchObject({ held: false, lostReason: 'NEVER_FROZEN' });
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
 });
 
-test('holds are refused by name: before the freeze, of a cut that was not named, and twice', async () => {
+test('holds are refused by name: before Prepare has ended, of a cut that was not named, and twice', async () => {
   const lab = await host();
   const room = await lab.room();
-  await prepare(lab, room);
+  await room.reserve(reserveRequest());
   const code = (call: () => unknown) => {
     try {
       call();
@@ -311,9 +394,13 @@ test('holds are refused by name: before the freeze, of a cut that was not named,
     return undefined;
   };
   expect(code(() => room.hold(web1, window1, 'vda'))).toBe('NOT_PREPARED');
-  await room.freeze(freezeRequest());
-  expect(code(() => room.hold(web1, window1, 'vdz'))).toBe('CUT_UNKNOWN');
+  await prepare(lab, room);
   const hold = room.hold(web1, window1, 'vda');
+  room.hold(web1, window1, 'vdb');
+  const unnamed = room.hold(web1, window1, 'vdy');
+  await room.freeze(freezeRequest());
+  await expect(unnamed.held).rejects.toMatchObject({ code: 'CUT_UNKNOWN' });
+  expect(code(() => room.hold(web1, window1, 'vdz'))).toBe('CUT_UNKNOWN');
   expect(code(() => room.hold(web1, window1, 'vda'))).toBe('CUT_ALREADY_HELD');
   hold.end({ done: true });
   expect(code(() => room.hold(web1, window1, 'vda'))).toBe('CUT_ALREADY_HELD');
@@ -331,7 +418,7 @@ test('a second end of a hold changes nothing', async () => {
 test('a window is frozen once, and a second freeze does it no harm', async () => {
   const lab = await host();
   const { room, holds } = await frozen(lab);
-  await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
+  await expect(freeze(room)).rejects.toMatchObject({ code: 'ALREADY_FROZEN' });
   for (const hold of holds) hold.end({ done: true });
   expect(await verdictOf(room)).toMatchObject({ held: true });
 });
@@ -340,7 +427,7 @@ test.each([0, 999, 600_001, Number.NaN])('a freeze timeout of %s ms is refused',
   const lab = await host();
   const room = await lab.room();
   await prepare(lab, room);
-  await expect(room.freeze(freezeRequest({ freezeTimeoutMs }))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  await expect(freeze(room, { freezeTimeoutMs })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
 });
 
 test('the agent timeout is the freeze’s before, the thaw’s inside and the configured one after', async () => {
@@ -349,7 +436,7 @@ test('the agent timeout is the freeze’s before, the thaw’s inside and the co
   const room = await lab.room();
   await prepare(lab, room);
   const held = lab.world.inject('freeze', { hold: 'before' });
-  const freezing = room.freeze(freezeRequest({ freezeTimeoutMs: 12_345 }));
+  const freezing = freeze(room, { freezeTimeoutMs: 12_345 });
   await held.hit;
   expect(agent.timeoutS).toBe(13);
   held.release();
@@ -366,7 +453,7 @@ test('a libvirt that hangs in setting the timeout does not keep the thaw back', 
   await prepare(lab, room);
   const skip = 1;
   lab.world.inject('setAgentTimeout', { hold: 'before' }, { skip, times: 1_000 });
-  await room.freeze(freezeRequest());
+  await freeze(room);
   await room.thaw(web1, window1, 'done');
   expect(lab.isFrozen()).toBe(false);
 });

@@ -332,6 +332,17 @@ describe('a hold', () => {
     expect(await told).toMatch(/^Cinder failed: x+ $/);
   });
 
+  it('whose window ends before it was held is refused with the reason', async () => {
+    const { host } = await clientOf({
+      holdCut: (stream: Stream) => {
+        stream.write({ message: { $case: 'ended', value: { inTime: false, reason: 'the freeze failed' } } });
+        stream.end();
+      },
+    });
+    const error = await hostError(host.holdCut(hold));
+    expect(error).toMatchObject({ code: 'WINDOW_CLOSED', message: expect.stringContaining('the freeze failed') });
+  });
+
   it('that is refused is an answered error', async () => {
     const { host } = await clientOf({
       holdCut: (stream: Stream) => stream.emit('error', toRpcFailure(new HostAgentError('WINDOW_CLOSED', 'Closed.'))),

@@ -454,6 +454,16 @@ describe('SnapshotVm', () => {
     expect(await freeze.holds[0]?.ended).toEqual({ failed: 'libvirt refused' });
   });
 
+  test('it waits for the freeze, and is not made where that never comes', async () => {
+    const { client, freeze, snapshot } = await up();
+    freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
+    const call = failure(ask(client, HostAgentService.snapshotVm, request));
+    (await freeze.begun).lose('the freeze failed');
+    expect(await call).toMatchObject({ reason: 'WINDOW_CLOSED' });
+    expect(snapshot.calls).toEqual([]);
+  });
+
   test('a window that is lost before the cut begins is not cut', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
@@ -484,18 +494,20 @@ describe('SnapshotVm', () => {
   test('with frozen=false it freezes, cuts, and answers the verdict', async () => {
     const { client, freeze } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
     const cut = await ask(client, HostAgentService.snapshotVm, {
       ...request,
       frozen: false,
       quiesce: Quiesce.REQUIRED,
     });
-    expect(freeze.calls).toEqual(['freeze local 30000', 'hold local', 'thaw: the local cut is done']);
+    expect(freeze.calls).toEqual(['hold local', 'freeze local 30000', 'thaw: the local cut is done']);
     expect(cut.verdict).toMatchObject({ held: true, windowMs: heldVerdict.windowMs });
   });
 
   test('with frozen=false a failed cut is answered after the thaw', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
     snapshot.onCut = async () => {
       throw new HostAgentError('VM_CHANGED', 'changed');
     };
@@ -511,6 +523,7 @@ describe('SnapshotVm', () => {
   test('best effort goes on without a guest agent and says why it is unfrozen', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
     freeze.onFreeze = noAgent;
     const cut = await ask(client, HostAgentService.snapshotVm, {
       ...request,
@@ -524,6 +537,7 @@ describe('SnapshotVm', () => {
   test('best effort does not go on in a window that somebody closed', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
     freeze.onFreeze = async () => {
       throw new HostAgentError('WINDOW_CLOSED', 'undone', { cause: await noAgent().catch((error: unknown) => error) });
     };
@@ -535,6 +549,7 @@ describe('SnapshotVm', () => {
   test('required does not go on without a guest agent', async () => {
     const { client, freeze, snapshot } = await up();
     freeze.kept = { pinned, overlays: [overlay] };
+    freeze.freezesLater = true;
     freeze.onFreeze = noAgent;
     const call = ask(client, HostAgentService.snapshotVm, { ...request, frozen: false, quiesce: Quiesce.REQUIRED });
     expect(await failure(call)).toMatchObject({ reason: 'AGENT_NOT_CONNECTED' });

@@ -58,6 +58,30 @@ test('a hold is begun, pinged while it lasts, and ended by done', async () => {
   expect(await freeze.holds[0]?.ended).toEqual({ done: true });
 });
 
+test('who stands ready hears nothing before the freeze is answered', async () => {
+  const { client, freeze } = await up();
+  freeze.freezesLater = true;
+  const { stream, said, hears } = holdStream(client);
+  const held = hears('held');
+  stream.write(begin);
+  const hold = await freeze.begun;
+  await ask(client, HostAgentService.getHost, {});
+  expect(said).toEqual([]);
+  hold.go();
+  await held;
+  stream.cancel();
+});
+
+test('a window that ends before the freeze is told to who stands ready', async () => {
+  const { client, freeze } = await up();
+  freeze.freezesLater = true;
+  const { stream, said, ended } = holdStream(client);
+  stream.write(begin);
+  (await freeze.begun).lose('the freeze failed');
+  expect(await ended).toBeUndefined();
+  expect(said).toEqual([{ $case: 'ended', value: { inTime: false, reason: 'the freeze failed' } }]);
+});
+
 test('failed is handed to the freeze room with its reason', async () => {
   const { client, freeze } = await up();
   const { stream, said, ended, hears } = holdStream(client);

@@ -95,18 +95,23 @@ const thawed: HoldState = {
 };
 
 /** Something that happens once; the test waits for it. */
-export function happening<T>(): { happened: Promise<T>; happens: (value: T) => void } {
+export function happening<T>() {
   let happens: (value: T) => void = () => {};
-  const happened = new Promise<T>((resolve) => {
+  let fails: (reason: unknown) => void = () => {};
+  const happened = new Promise<T>((resolve, reject) => {
     happens = resolve;
+    fails = reject;
   });
-  return { happened, happens };
+  happened.catch(() => {});
+  return { happened, happens, fails };
 }
 
 /** A hold that tells how it ended. */
 export class FakeHold implements Hold {
   readonly #lost = new AbortController();
   readonly #ended = happening<Parameters<Hold['end']>[0]>();
+  readonly #held = happening<void>();
+  readonly held = this.#held.happened;
   readonly ended = this.#ended.happened;
   #answer: { inTime: boolean; reason: string } | undefined;
 
@@ -122,9 +127,16 @@ export class FakeHold implements Hold {
     return this.#answer;
   }
 
+  /** The freeze is answered. */
+  go(): void {
+    this.#held.happens();
+  }
+
   lose(message: string): void {
     this.#answer ??= { inTime: false, reason: message };
-    this.#lost.abort(new HostAgentError('WINDOW_CLOSED', message));
+    const reason = new HostAgentError('WINDOW_CLOSED', message);
+    this.#held.fails(reason);
+    this.#lost.abort(reason);
   }
 }
 
@@ -151,6 +163,8 @@ export class FakeFreezeRoom implements FreezeRoom {
     gaps: [],
   });
   onHold: () => void = () => {};
+  /** Holds wait for a freeze, or for the test's word. */
+  freezesLater = false;
   onThaw: () => Promise<Verdict> = async () => heldVerdict;
   onReserveForDelete: () => Awaited<ReturnType<FreezeRoom['reserveForDelete']>> = () => undefined;
 
@@ -166,14 +180,17 @@ export class FakeFreezeRoom implements FreezeRoom {
   prepared() {
     return this.kept;
   }
-  freeze(request: Parameters<FreezeRoom['freeze']>[0]) {
+  async freeze(request: Parameters<FreezeRoom['freeze']>[0]) {
     this.calls.push(`freeze ${request.cuts.join(',')} ${request.freezeTimeoutMs}`);
-    return this.onFreeze(request);
+    const frozen = await this.onFreeze(request);
+    for (const hold of this.holds) hold.go();
+    return frozen;
   }
   hold(_vm: string, _window: string, cut: string): Hold {
     this.calls.push(`hold ${cut}`);
     this.onHold();
     const hold = new FakeHold();
+    if (!this.freezesLater) hold.go();
     this.holds.push(hold);
     this.#begun.happens(hold);
     return hold;
