@@ -10,8 +10,10 @@ import { type MeasureOptions, measure, type Setting } from './samples.js';
 import type { CephStage } from './stage.js';
 import { windowMs, withSnapshot } from './stillpoint.js';
 
-/** As often as the engine asks, ms. */
+/** As often as a plain script would ask, ms. */
 const pollMs = 20;
+/** Longer than Ceph's own paxos_propose_interval, ms. */
+const atRestMs = 1_200;
 /** As often as Nova asks, ms. */
 const novaPollMs = 500;
 
@@ -105,6 +107,8 @@ export async function measureVolumes(
       restore: async () => {
         await restoreHost(hypervisor, vm);
         await restoreVolumes(cinder, Object.values(vm.volumes));
+        // The deletions were the monitor's last business, and it waits up to a second after each: every way is to meet it at rest.
+        if (paceNow === 'stock') await delay(atRestMs);
       },
     });
   } finally {

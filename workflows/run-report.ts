@@ -32,12 +32,15 @@ export class RunReport {
     this.#tell();
   }
 
-  /** Runs a step and keeps its time and error. `state` undefined: as before. `waiting`: why it may take long. */
+  /**
+   * Runs a step and keeps its time and error. `state` undefined: as before. `waiting`: why it may take long. `ownMs`: how long it took itself, of one that
+   * stands ready for another first.
+   */
   async step<T>(
     state: Progress['state'] | undefined,
     name: string,
     run: () => Promise<T>,
-    waiting?: string,
+    { waiting, ownMs }: { waiting?: string; ownMs?: ((result: T) => number) | undefined } = {},
   ): Promise<T> {
     const started = Date.now();
     const step: ProgressStep = { name, startedAt: new Date(started).toISOString() };
@@ -46,12 +49,17 @@ export class RunReport {
     this.#steps.push(step);
     this.#tell();
     try {
-      return await run();
+      const result = await run();
+      if (ownMs !== undefined) {
+        step.ms = Math.round(ownMs(result));
+        step.startedAt = new Date(Date.now() - step.ms).toISOString();
+      }
+      return result;
     } catch (error) {
       step.error = failureOf(error).text;
       throw error;
     } finally {
-      step.ms = Date.now() - started;
+      step.ms ??= Date.now() - started;
       if (this.#waiting === waiting) this.#waiting = undefined;
       this.#tell();
     }

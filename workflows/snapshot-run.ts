@@ -78,7 +78,7 @@ export class SnapshotRun {
         steps.takeWindowSlot.executeWithOptions({ summary: 'Waits until few enough windows are open' }, [
           { snapshotId: this.#plan.snapshotId },
         ]),
-      'other snapshots of this installation have their windows open; this run takes its turn',
+      { waiting: 'other snapshots of this installation have their windows open; this run takes its turn' },
     );
   }
 

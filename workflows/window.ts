@@ -110,16 +110,16 @@ export class Window {
       cut: localCut,
       freezeTimeoutMs,
     };
-    return this.#untilCancelled(this.#whileCutting, hostFreezes ? `freeze, cut ${names}, thaw` : `cut ${names}`, () =>
-      steps.snapshotLocalDisks.executeWithOptions(options, [request]),
-    );
+    const name = hostFreezes ? `freeze, cut ${names}, thaw` : `cut ${names}`;
+    const begin = () => steps.snapshotLocalDisks.executeWithOptions(options, [request]);
+    return this.#untilCancelled(this.#whileCutting, name, begin, hostFreezes ? undefined : (cut) => cut.transactionMs);
   }
 
   #cutVolume(disk: PlannedVolume): Promise<VolumeCut> {
     const summary = `Snapshots ${disk.target} through Cinder${this.#onceFrozen} and waits until it is available`;
     const options = { ...this.#cutOptions, summary };
     const request = { ...this.#request, plan: this.#plan, disk, cut: disk.target };
-    return this.#untilCancelled(this.#whileCutting, `cut ${disk.target}`, async () => {
+    const begin = async () => {
       this.#mayBeThere.add(disk.target);
       this.#mayAppear.add(disk.target);
       try {
@@ -132,7 +132,8 @@ export class Window {
         if (outcome === 'none') this.#mayBeThere.delete(disk.target);
         throw error;
       }
-    });
+    };
+    return this.#untilCancelled(this.#whileCutting, `cut ${disk.target}`, begin, (cut) => cut.cutMs);
   }
 
   /** Undefined where the freeze, which is under way, will say. */
@@ -190,8 +191,13 @@ export class Window {
     return this.#whateverHappens('undoing', 'undo', () => steps.undoWindow.executeWithOptions({ summary }, [request]));
   }
 
-  async #untilCancelled<T>(state: Progress['state'] | undefined, name: string, begin: () => Promise<T>): Promise<T> {
-    const step = this.#report.step(state, name, begin);
+  async #untilCancelled<T>(
+    state: Progress['state'] | undefined,
+    name: string,
+    begin: () => Promise<T>,
+    ownMs?: (result: T) => number,
+  ): Promise<T> {
+    const step = this.#report.step(state, name, begin, { ownMs });
     this.#begun.push(step);
     try {
       return await Promise.race([step, CancellationScope.current().cancelRequested]);

@@ -13,7 +13,12 @@ const freshMs = 1_000;
 /** What may be repeated inside the window (a connection refused, a 503) is repeated for so long, ms. */
 const repeatMs = 2_000;
 const repeatEveryMs = 50;
-/** There is no event to wait for: so often is Cinder asked whether the snapshot is available, ms. */
+/**
+ * There is no event to wait for: Cinder is asked whether the snapshot is available, ms after its answer to the create and then so often. Sooner it never is
+ * (the request has yet to pass the message queue, Ceph's monitors and the database), and asking all the same takes from Cinder the processor that it needs for
+ * the cut: asked at once, it made a single volume's window 22 ms longer.
+ */
+const firstLookMs = 80;
 const pollMs = 20;
 /** No window is longer, ms; one that is not frozen has no limit of its own. */
 const availableMs = 60_000;
@@ -125,6 +130,7 @@ async function lookFor(
 async function untilAvailable(cinder: Cinder, hold: CutHold, { id, volumeId }: VolumeSnapshot): Promise<void> {
   const tooLong = AbortSignal.timeout(availableMs);
   const signal = AbortSignal.any([hold.lost, tooLong]);
+  await delay(firstLookMs);
   for (;;) {
     if (hold.lost.aborted) throw lossOf(hold);
     if (tooLong.aborted) {

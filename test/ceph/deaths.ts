@@ -127,15 +127,14 @@ async function killTheEngine({ name, reach, blocksTheThaw }: Place, limitMs: num
 describe('The engine is killed when', () => {
   leavingNothing();
 
-  it.each([...whileCinderIsBusy, localCutIsHeld, localCutIsMade])(
+  it.each([freezeIsAnswered, ...whileCinderIsBusy, localCutIsHeld, localCutIsMade])(
     '$name: thawed within 1 s, and the run ends by itself',
     (place) => killTheEngine(place, KILLED_ENGINE_MS),
   );
 
-  // No cut has a stream yet or any more that could break.
-  it.each([freezeIsAnswered, thawIsHeld])('$name: thawed within 5 s, and the run ends by itself', (place) =>
-    killTheEngine(place, ANY_DEATH_MS),
-  );
+  // Every cut has ended: none has a stream that could break, and the thaw is on its way.
+  it('the thaw is about to be sent: thawed within 5 s, and the run ends by itself', () =>
+    killTheEngine(thawIsHeld, ANY_DEATH_MS));
 });
 
 describe('The engine is stopped when', () => {
