@@ -66,8 +66,10 @@ const schema = z
         undoWaitMs: z.number().int().min(0).max(3_600_000).default(60_000),
         /** How long after its creation a snapshot in `creating` is taken for dead and may be called `error`, ms. */
         giveUpCreatingMs: z.number().int().min(60_000).max(86_400_000).default(600_000),
-        /** How long an answer of Cinder or Keystone may take, ms. At most so long that a cut ends by itself before its step times out (workflows/steps.ts). */
+        /** How long an answer of Cinder or Keystone may take outside a window, ms. */
         requestTimeoutMs: z.number().int().min(1_000).max(90_000).default(30_000),
+        /** The same inside a window, while the guest is frozen, ms. At most so long that a cut ends by itself before its step times out (workflows/steps.ts). */
+        windowRequestTimeoutMs: z.number().int().min(500).max(30_000).default(8_000),
         /** Cinder's own timeout (`rpc_response_timeout`): a request without an answer can have no effect any more when it has passed, ms. */
         rpcTimeoutMs: z.number().int().min(1_000).max(3_600_000).default(60_000),
       })

@@ -41,6 +41,8 @@ export interface Cloud {
   undoWaitMs: number;
   /** So long after its create a snapshot in `creating` is given up by os-update_snapshot_status, ms: a merely slow one would leave an RBD snapshot nobody knows of. */
   giveUpCreatingMs: number;
+  /** How long a cut waits for an answer, ms: the guest is frozen meanwhile. */
+  windowRequestTimeoutMs: number;
   /** Cinder's own timeout (`rpc_response_timeout`), ms: a create with an unknown outcome appears within it or never. */
   rpcTimeoutMs: number;
 }

@@ -27,6 +27,13 @@ const discardMs = 10_000;
 
 const GiB = 1024 ** 3;
 
+/** What a cut works with. `answerMs`: so long it waits for word of Cinder, also where it asks again; the guest is frozen meanwhile. */
+interface Tools {
+  cinder: Cinder;
+  hold: CutHold;
+  answerMs: number;
+}
+
 /**
  * One volume's cut. The hold keeps the window open from before the create is sent until Cinder says `available`: the data is cut in between, and never
  * surely before. Whatever goes wrong is told to the host at once, so that the guest thaws before anything is cleaned up.
@@ -37,17 +44,18 @@ export async function snapshotVolume(
   signal: AbortSignal,
 ): Promise<VolumeCut> {
   const { host, vm, window, cut, disk } = request;
-  const { cinder, hold } = await begun(deps, { host, vm, window, cut }, signal).catch((error: unknown) => {
+  const tools = await begun(deps, { host, vm, window, cut }, signal).catch((error: unknown) => {
     throw asActivityError(error, { outcome: 'none' });
   });
 
+  const { cinder, hold } = tools;
   const started = performance.now();
-  const made = await create(cinder, hold, newSnapshot(deps, request)).catch(async (error: unknown) => {
+  const made = await create(tools, newSnapshot(deps, request)).catch(async (error: unknown) => {
     await hold.failed(textOf(error));
     throw asActivityError(error, isUnknown(error) ? {} : { outcome: 'none' });
   });
   try {
-    await untilAvailable(cinder, hold, made);
+    await untilAvailable(tools, made);
   } catch (error) {
     await hold.failed(textOf(error));
     throw await discarded(cinder, made, error);
@@ -78,20 +86,22 @@ async function begun(
   deps: ActivityDeps,
   { host, ...cut }: { host: string; vm: string; window: string; cut: string },
   signal: AbortSignal,
-): Promise<{ cinder: Cinder; hold: CutHold }> {
-  const { cinder } = cloudOf(deps);
-  return { cinder, hold: await deps.hosts.host(host).holdCut(cut, { signal }) };
+): Promise<Tools> {
+  const { cinder, windowRequestTimeoutMs: answerMs } = cloudOf(deps);
+  return { cinder, answerMs, hold: await deps.hosts.host(host).holdCut(cut, { signal }) };
 }
 
 /** Sends the create while the hold is fresh. After an answer that was lost it looks for what may have been made, and never sends it again. */
-async function create(cinder: Cinder, hold: CutHold, snapshot: NewVolumeSnapshot): Promise<VolumeSnapshot> {
-  const until = performance.now() + repeatMs;
+async function create(tools: Tools, snapshot: NewVolumeSnapshot): Promise<VolumeSnapshot> {
+  const { cinder, hold, answerMs } = tools;
+  const started = performance.now();
+  const until = started + repeatMs;
   for (;;) {
     try {
       // Without a signal: its answer is worth waiting for, because it says what there is to take back.
-      return await cinder.createSnapshot(snapshot, { beforeSending: () => requireFresh(hold) });
+      return await cinder.createSnapshot(snapshot, { answerMs, beforeSending: () => requireFresh(hold) });
     } catch (error) {
-      if (isUnknown(error)) return await lookFor(cinder, hold, snapshot, error);
+      if (isUnknown(error)) return await lookFor(tools, snapshot, error, started);
       if (!isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED')) throw error;
       const pause = error.retryAfterMs ?? repeatEveryMs;
       if (performance.now() + pause > until) throw error;
@@ -107,17 +117,20 @@ async function create(cinder: Cinder, hold: CutHold, snapshot: NewVolumeSnapshot
  * @throws the create's own error where nothing is found: it may still appear.
  */
 async function lookFor(
-  cinder: Cinder,
-  hold: CutHold,
+  { cinder, hold, answerMs }: Tools,
   { volumeId, metadata }: NewVolumeSnapshot,
   lost: CinderError,
+  started: number,
 ): Promise<VolumeSnapshot> {
   const until = performance.now() + (lost.code === 'CINDER_FAILED' ? 0 : repeatMs);
   const query = { metadata: windowMetadata(metadata), volumeId };
+  // A create that took all the time leaves little for the look.
+  const tooLong = AbortSignal.timeout(Math.max(repeatMs, Math.ceil(started + answerMs - performance.now())));
+  const signal = AbortSignal.any([hold.lost, tooLong]);
   for (;;) {
-    if (hold.lost.aborted) throw lost;
+    if (signal.aborted) throw lost;
     try {
-      const [found] = await cinder.findSnapshots(query, { signal: hold.lost });
+      const [found] = await cinder.findSnapshots(query, { signal });
       if (found !== undefined) return found;
     } catch {
       // What went wrong with the create is what people need to know.
@@ -127,10 +140,11 @@ async function lookFor(
   }
 }
 
-async function untilAvailable(cinder: Cinder, hold: CutHold, { id, volumeId }: VolumeSnapshot): Promise<void> {
+async function untilAvailable({ cinder, hold, answerMs }: Tools, { id, volumeId }: VolumeSnapshot): Promise<void> {
   const tooLong = AbortSignal.timeout(availableMs);
   const signal = AbortSignal.any([hold.lost, tooLong]);
   await delay(firstLookMs);
+  let answeredAt = performance.now();
   for (;;) {
     if (hold.lost.aborted) throw lossOf(hold);
     if (tooLong.aborted) {
@@ -140,12 +154,14 @@ async function untilAvailable(cinder: Cinder, hold: CutHold, { id, volumeId }: V
         { advice: "See cinder-volume's log and the state of the Ceph cluster, then ask for the snapshot again." },
       );
     }
-    const now = await cinder.snapshot(id, { signal }).catch((error: unknown) => {
+    // Twice in the time that it has: a question may hang where the next one would not.
+    const now = await cinder.snapshot(id, { signal, answerMs: answerMs / 2 }).catch((error: unknown) => {
       if (signal.aborted) return undefined;
-      // The window's limit, which the host keeps, ends the waiting.
-      if (isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED', 'CINDER_FAILED')) return undefined;
+      const mayPass = isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED', 'CINDER_FAILED');
+      if (mayPass && performance.now() - answeredAt < answerMs) return undefined;
       throw error;
     });
+    if (now !== undefined) answeredAt = performance.now();
     if (now?.status === 'available') return;
     if (now !== undefined && now.status !== 'creating') {
       throw new ActivityError(

@@ -44,6 +44,8 @@ export interface Cinder {
 
 export interface CinderCallOptions {
   signal?: AbortSignal;
+  /** How long a single answer, Cinder's or Keystone's, may take, ms. Default: the client's own time. */
+  answerMs?: number;
 }
 
 export interface CreateOptions extends CinderCallOptions {

@@ -49,20 +49,22 @@ export class CinderClient implements Cinder {
     request: { validForMs: number; connections: number },
     options: CinderCallOptions = {},
   ): Promise<void> {
-    const { signal } = options;
-    await this.#identity.access(request.validForMs, signal);
+    await this.#identity.access(request.validForMs, options);
     // Even if it is known: an exchanged Cinder may know others.
-    await this.#authenticated(signal, (access) => this.#askVersions(access, signal));
+    await this.#authenticated(options, (access) => this.#askVersions(access, options));
     // Requests that begin together have a connection each, which is kept then. They carry the token, so that Cinder has had it checked by Keystone, too.
     await Promise.all(
       Array.from({ length: request.connections }, () =>
-        this.#call({ what: 'list of snapshots' }, { method: 'GET', path: '/snapshots', query: { limit: '1' }, signal }),
+        this.#call(
+          { what: 'list of snapshots' },
+          { method: 'GET', path: '/snapshots', query: { limit: '1' }, ...options },
+        ),
       ),
     );
   }
 
-  async project({ signal }: CinderCallOptions = {}): Promise<string> {
-    return (await this.#identity.access(0, signal)).projectId;
+  async project(options: CinderCallOptions = {}): Promise<string> {
+    return (await this.#identity.access(0, options)).projectId;
   }
 
   async volume(id: string, options: CinderCallOptions = {}): Promise<CinderVolume> {
@@ -198,22 +200,22 @@ export class CinderClient implements Cinder {
   }
 
   #call(asked: Asked, call: Call): Promise<{ access: Access; read: Read }> {
-    const { method, path, query = {}, body, signal, beforeSending } = call;
-    return this.#authenticated(signal, async (access) => {
+    const { method, path, query = {}, body, beforeSending, ...options } = call;
+    return this.#authenticated(options, async (access) => {
       const { root, base } = apiOf(access);
-      const microversion = await this.#microversion(access, signal);
+      const microversion = await this.#microversion(access, options);
       const url = new URL(base + path);
       for (const [key, value] of Object.entries(query)) url.searchParams.set(key, value);
       const version = { 'openstack-api-version': `volume ${microversion.name}` };
       const request: HttpRequest =
         body === undefined
-          ? { method, url, headers: version, signal }
+          ? { method, url, headers: version, ...options }
           : {
               method,
               url,
               headers: { ...version, 'content-type': 'application/json' },
               body: JSON.stringify(body(microversion)),
-              signal,
+              ...options,
               beforeSending,
             };
       try {
@@ -227,16 +229,16 @@ export class CinderClient implements Cinder {
   }
 
   /** The newest microversion that both sides know; asked for before a window, or by the first call. */
-  async #microversion(access: Access, signal: AbortSignal | undefined): Promise<Microversion> {
-    return this.#microversions.get(apiOf(access).root) ?? (await this.#askVersions(access, signal));
+  async #microversion(access: Access, options: CinderCallOptions): Promise<Microversion> {
+    return this.#microversions.get(apiOf(access).root) ?? (await this.#askVersions(access, options));
   }
 
-  async #askVersions(access: Access, signal: AbortSignal | undefined): Promise<Microversion> {
+  async #askVersions(access: Access, options: CinderCallOptions): Promise<Microversion> {
     const { root } = apiOf(access);
     // Unlike the address above it, this one asks for authentication.
     const { answer, asking } = await this.#request(
       { what: 'versions' },
-      { method: 'GET', url: new URL(`${root}/`), headers: {}, signal },
+      { method: 'GET', url: new URL(`${root}/`), headers: {}, ...options },
       access,
     );
     const { oldest, newest } = reader(answer, asking)(versions);
@@ -262,25 +264,23 @@ export class CinderClient implements Cinder {
   }
 
   /** What Cinder refuses for its token is repeated with a new one, once: it was not carried out. */
-  async #authenticated<T>(signal: AbortSignal | undefined, request: (access: Access) => Promise<T>): Promise<T> {
-    const access = await this.#identity.access(0, signal);
+  async #authenticated<T>(options: CinderCallOptions, request: (access: Access) => Promise<T>): Promise<T> {
+    const access = await this.#identity.access(0, options);
     try {
       return await request(access);
     } catch (error) {
       if (!isCinderError(error, 'CINDER_UNAUTHORISED')) throw error;
     }
-    return await request(await this.#identity.renewed(access, signal));
+    return await request(await this.#identity.renewed(access, options));
   }
 }
 
-interface Call {
+interface Call extends CreateOptions {
   method: 'GET' | 'POST' | 'PUT' | 'DELETE';
   /** Below the project. */
   path: string;
   query?: Record<string, string>;
   body?: (microversion: Microversion) => object;
-  signal?: AbortSignal | undefined;
-  beforeSending?: (() => void) | undefined;
 }
 
 interface Microversion {

@@ -24,6 +24,8 @@ export interface HttpRequest {
   headers: Record<string, string>;
   body?: string;
   signal?: AbortSignal | undefined;
+  /** Instead of the connections' own time, ms. */
+  answerMs?: number | undefined;
   /** Called when the connection stands and nothing is written yet; what it throws ends the request. */
   beforeSending?: (() => void) | undefined;
 }
@@ -88,7 +90,8 @@ export class HttpConnections {
     }
   }
 
-  #once({ method, url, headers, body, signal, beforeSending }: HttpRequest): Promise<HttpAnswer> {
+  #once(asked: HttpRequest): Promise<HttpAnswer> {
+    const { method, url, headers, body, signal, beforeSending, answerMs = this.#times.answerMs } = asked;
     return new Promise((resolve, reject) => {
       if (signal?.aborted) {
         reject(signal.reason);
@@ -111,7 +114,7 @@ export class HttpConnections {
         request.destroy();
       };
       const abort = (): void => fail(signal?.reason);
-      const { connectMs, answerMs } = this.#times;
+      const { connectMs } = this.#times;
       let timer = setTimeout(() => fail(unreachable(false, `no connection within ${connectMs} ms`)), connectMs);
       signal?.addEventListener('abort', abort, { once: true });
 
@@ -124,7 +127,7 @@ export class HttpConnections {
           return;
         }
         written = true;
-        timer = setTimeout(() => fail(unreachable(true, `no whole answer within ${answerMs} ms`)), answerMs);
+        timer = setTimeout(() => fail(late(answerMs)), answerMs);
       };
       request.once('socket', (socket) => {
         if (request.reusedSocket) ready();
@@ -181,6 +184,11 @@ function whyOf(error: Error): string {
     return error.errors.map((each: unknown) => (each instanceof Error ? each.message : String(each))).join('; ');
   }
   return error.message;
+}
+
+/** Something was sent, and nothing whole has come back. */
+export function late(answerMs: number): HttpFailure {
+  return unreachable(true, `no whole answer within ${answerMs} ms`);
 }
 
 function unreachable(written: boolean, message: string, cause?: unknown): HttpFailure {

@@ -1,8 +1,9 @@
 import { issuedToken } from './answers.js';
+import type { CinderCallOptions } from './cinder.js';
 import type { ApplicationCredentialAuth, CloudAuth, CloudSettings, NoAuth, PasswordAuth } from './cloud.js';
 import { CinderError } from './errors.js';
-import { type HttpConnections, untilAborted } from './http.js';
-import { type Asking, explained, jsonOf, notOfTheApi, refusal } from './refusals.js';
+import { type HttpConnections, late, untilAborted } from './http.js';
+import { type Asking, explained, jsonOf, notOfTheApi, refusal, unanswered } from './refusals.js';
 import { Secret } from './secret.js';
 
 /** What a request to Cinder needs of Keystone. */
@@ -16,9 +17,9 @@ export interface Access {
 /** Who the engine is to Cinder. */
 export interface Identity {
   /** An access that is valid for `validForMs` from now on, or as long as the issuer lets one be. */
-  access(validForMs: number, signal: AbortSignal | undefined): Promise<Access>;
+  access(validForMs: number, options: CinderCallOptions): Promise<Access>;
   /** A new access in the place of one that Cinder has refused. */
-  renewed(refused: Access, signal: AbortSignal | undefined): Promise<Access>;
+  renewed(refused: Access, options: CinderCallOptions): Promise<Access>;
 }
 
 export function identityOf(cloud: CloudSettings, http: HttpConnections): Identity {
@@ -51,43 +52,51 @@ class Keystone implements Identity {
   readonly #auth: Exclude<CloudAuth, NoAuth>;
   readonly #http: HttpConnections;
   #current: { access: Access; validUntil: number } | undefined;
+  readonly #asked: Asking;
   #asking: Promise<Access> | undefined;
 
   constructor(cloud: CloudSettings, auth: Exclude<CloudAuth, NoAuth>, http: HttpConnections) {
     this.#cloud = cloud;
     this.#auth = auth;
     this.#http = http;
+    this.#asked = {
+      service: 'Keystone',
+      at: tokensUrl(auth.url).origin,
+      asked: { what: 'token' },
+      changes: false,
+      secrets: [auth.type === 'password' ? auth.password : auth.secret],
+    };
   }
 
-  async access(validForMs: number, signal: AbortSignal | undefined): Promise<Access> {
+  async access(validForMs: number, options: CinderCallOptions): Promise<Access> {
     if (this.#current !== undefined && this.#current.validUntil - performance.now() > validForMs)
       return this.#current.access;
-    return await this.#ask(signal);
+    return await this.#ask(options);
   }
 
-  async renewed(refused: Access, signal: AbortSignal | undefined): Promise<Access> {
+  async renewed(refused: Access, options: CinderCallOptions): Promise<Access> {
     if (this.#current !== undefined && this.#current.access !== refused) return this.#current.access;
-    return await this.#ask(signal);
+    return await this.#ask(options);
   }
 
-  /** One request for all who wait; whose signal ends goes without it. */
-  async #ask(signal: AbortSignal | undefined): Promise<Access> {
+  /** One request for all who wait; whose signal or time ends goes without it. */
+  async #ask({ signal, answerMs }: CinderCallOptions): Promise<Access> {
     signal?.throwIfAborted();
     this.#asking ??= this.#askNow().finally(() => {
       this.#asking = undefined;
     });
-    return await untilAborted(this.#asking, signal);
+    if (answerMs === undefined) return await untilAborted(this.#asking, signal);
+    const tooLate = AbortSignal.timeout(answerMs);
+    return await untilAborted(this.#asking, AbortSignal.any([tooLate, ...(signal ? [signal] : [])])).catch(
+      (error: unknown) => {
+        throw error === tooLate.reason ? unanswered(late(answerMs), this.#asked) : error;
+      },
+    );
   }
 
   async #askNow(): Promise<Access> {
     const url = tokensUrl(this.#auth.url);
-    const asking: Asking = {
-      service: 'Keystone',
-      at: url.origin,
-      asked: { what: 'token' },
-      changes: false,
-      secrets: [this.#auth.type === 'password' ? this.#auth.password : this.#auth.secret],
-    };
+    const asking = this.#asked;
     const asked = performance.now();
     const answer = await this.#http
       .request({

@@ -217,6 +217,17 @@ describe('a server that does not answer', () => {
     await expect(client.volume(volume)).rejects.toMatchObject({ code: 'CINDER_UNREACHABLE', mayHaveHappened: false });
   });
 
+  test('within the time of this one request may have done it, too', async () => {
+    const client = await cinderThat(() => {});
+    const snapshot = { volumeId: volume, name: 'n', description: '', metadata: {} };
+    await expect(client.createSnapshot(snapshot, { answerMs: 50 })).rejects.toMatchObject({
+      code: 'CINDER_UNREACHABLE',
+      mayHaveHappened: true,
+      message: expect.stringContaining('50 ms'),
+    });
+    await expect(client.volume(volume, { answerMs: 50 })).rejects.toMatchObject({ code: 'CINDER_UNREACHABLE' });
+  });
+
   test('but byte by byte is not waited for longer', async () => {
     const client = await cinderThat(
       (_request, response) => {

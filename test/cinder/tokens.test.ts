@@ -222,6 +222,25 @@ describe("what Keystone's failures are", () => {
     });
   });
 
+  test('CINDER_UNREACHABLE: no answer within the time of the request, though others wait longer for the same one', async () => {
+    const volumeId = standIn.addVolume();
+    let answer = () => {};
+    const until = new Promise<void>((resolve) => {
+      answer = resolve;
+    });
+    standIn.faults.set({ service: 'keystone' }, { does: 'hold-answer', until });
+    const client = clientOf();
+    const patient = client.project();
+    const snapshot = { volumeId, name: 'n', description: '', metadata: {} };
+    await expect(client.createSnapshot(snapshot, { answerMs: 50 })).rejects.toMatchObject({
+      code: 'CINDER_UNREACHABLE',
+      mayHaveHappened: false,
+      message: expect.stringMatching(/^Keystone .*50 ms/),
+    });
+    answer();
+    await expect(patient).resolves.toBe(standIn.project.id);
+  });
+
   test('CINDER_UNREACHABLE: nobody there', async () => {
     const client = clientOf();
     await standIn.down();

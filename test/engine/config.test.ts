@@ -40,6 +40,7 @@ test('an empty file means the defaults', async () => {
       undoWaitMs: 60_000,
       giveUpCreatingMs: 600_000,
       requestTimeoutMs: 30_000,
+      windowRequestTimeoutMs: 8_000,
       rpcTimeoutMs: 60_000,
     },
     windowSlots: 4,

@@ -18,7 +18,7 @@ const made: VolumeSnapshot = {
 };
 const disk = { target: 'vdc', volume: made.volumeId, project: 'p-1', name: 'data', sizeBytes: 1 };
 
-function cut(cinder: Partial<Cinder> | undefined) {
+function cut(cinder: Partial<Cinder> | undefined, windowRequestTimeoutMs = 8_000) {
   const told: string[] = [];
   const hold = {
     isFresh: () => true,
@@ -31,7 +31,7 @@ function cut(cinder: Partial<Cinder> | undefined) {
   const deps = {
     installationId: 'i',
     hosts: { host: () => ({ holdCut: async () => hold }) },
-    cloud: cinder && { cinder },
+    cloud: cinder && { cinder, windowRequestTimeoutMs },
   } as unknown as ActivityDeps;
   const plan = { snapshotId: 's', name: 'n', vm: { uuid: 'u', name: 'web' }, setDisks: ['vdc'], volumes: [disk] };
   const request = { host: 'h', vm: 'u', operation: 's', window: 's.1', cut: 'vdc', disk, plan };
@@ -88,4 +88,49 @@ it('looks once for what a create has made that Cinder answers has failed: the gu
   await expect(failed.part).rejects.toMatchObject({ code: 'CINDER_FAILED', metadata: {} });
   expect(looks).toBe(1);
   expect(failed.told).toHaveLength(1);
+});
+
+it('waits no longer in all than for one answer where Cinder says nothing of the snapshot any more, so that the guest thaws', async () => {
+  const times: unknown[] = [];
+  const silent = cut(
+    {
+      createSnapshot: async (_, options) => {
+        times.push(options?.answerMs);
+        return made;
+      },
+      snapshot: async (_, options) => {
+        times.push(options?.answerMs);
+        throw new CinderError('CINDER_UNREACHABLE', 'Cinder did not answer.');
+      },
+    },
+    50,
+  );
+  await expect(silent.part).rejects.toMatchObject({ code: 'CINDER_UNREACHABLE', metadata: { outcome: 'made' } });
+  expect(silent.told).toEqual(['Cinder did not answer.']);
+  // It was asked again, for there may be an answer the next time.
+  expect(times.length).toBeGreaterThan(2);
+  expect(times.slice(0, 3)).toEqual([50, 25, 25]);
+});
+
+it('does not look for ever for what a create may have made whose answer came too late', async () => {
+  let looks = 0;
+  const lost = cut(
+    {
+      createSnapshot: async () => {
+        throw new CinderError('CINDER_UNREACHABLE', 'Cinder did not answer.', { mayHaveHappened: true });
+      },
+      findSnapshots: (_, options) => {
+        looks += 1;
+        // Cinder takes the request, and that is all.
+        return new Promise((_, reject) =>
+          options?.signal?.addEventListener('abort', () => reject(options.signal?.reason)),
+        );
+      },
+    },
+    1,
+  );
+  // Without `outcome`: it may still appear.
+  await expect(lost.part).rejects.toMatchObject({ code: 'CINDER_UNREACHABLE', metadata: {} });
+  expect(looks).toBe(1);
+  expect(lost.told).toHaveLength(1);
 });

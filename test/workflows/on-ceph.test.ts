@@ -52,6 +52,7 @@ beforeAll(async () => {
     snapshotsCountGigabytes: true,
     undoWaitMs: 300,
     giveUpCreatingMs: 100,
+    windowRequestTimeoutMs: 8_000,
     rpcTimeoutMs: 1_500,
   };
   all = await installation({ cloud, settings: { hostPatienceMs: 500 } });
