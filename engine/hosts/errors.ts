@@ -47,6 +47,12 @@ export function isHostError(error: unknown, ...codes: string[]): error is HostEr
 /** gRPC statuses that say that nobody has answered: the connection, the deadline, the server's end of the stream. */
 const unanswered: ReadonlySet<number> = new Set([status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.CANCELLED]);
 
+/**
+ * grpc-js calls it INTERNAL when HTTP/2 ends a call without a status of gRPC's, as a host agent does that dies. It hands on neither HTTP/2's code nor
+ * Node's error, so its words must do.
+ */
+const brokenOff = /^Received RST_STREAM with code \d+/;
+
 /** ErrorInfo.domain of what the host agent says itself; anything else on the way (a proxy) is not read as its word. */
 const hostAgentDomain = 'stillpoint.host';
 
@@ -57,7 +63,7 @@ export function fromServiceError(host: string, error: ServiceError): HostError {
     const { advice = '', ...metadata } = answer.info.metadata;
     return new HostError(host, answer.info.reason, answer.message, { advice, metadata, cause: error });
   }
-  if (unanswered.has(error.code)) {
+  if (unanswered.has(error.code) || (error.code === status.INTERNAL && brokenOff.test(error.details))) {
     return new HostError(host, 'HOST_UNREACHABLE', `The host agent of ${host} did not answer: ${error.details}.`, {
       mayHaveHappened: true,
       cause: error,

@@ -1,5 +1,6 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer, type Server as TcpServer } from 'node:net';
+import { constants, createServer as createHttp2Server } from 'node:http2';
+import { type AddressInfo, createServer, type Server as TcpServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Metadata, Server, ServerCredentials, type ServerDuplexStream, status } from '@grpc/grpc-js';
@@ -123,10 +124,12 @@ describe('an answered error', () => {
   ])('%s is never read as a code of the table', async (_what, bytes) => {
     const metadata = new Metadata();
     if (bytes) metadata.set('grpc-status-details-bin', bytes);
-    const { host } = await clientOf({
-      release: (_call, answer) => answer({ code: status.FAILED_PRECONDITION, details: 'no agent', metadata }),
-    });
-    expect((await hostError(host.release({ vm: 'u', operation: 'o' }))).code).toBe('INTERNAL');
+    for (const code of [status.FAILED_PRECONDITION, status.INTERNAL]) {
+      const { host } = await clientOf({
+        release: (_call, answer) => answer({ code, details: 'no agent', metadata }),
+      });
+      expect((await hostError(host.release({ vm: 'u', operation: 'o' }))).code).toBe('INTERNAL');
+    }
   });
 
   function details(domain: string, reason: string): Buffer {
@@ -157,6 +160,26 @@ describe('no answer', () => {
     const { host, server } = await clientOf({ thawFileSystems: () => dying.server?.forceShutdown() });
     dying.server = server;
     const error = await hostError(host.thawFileSystems(request));
+    expect(error).toMatchObject({ code: 'HOST_UNREACHABLE', mayHaveHappened: true });
+  });
+
+  it.each([
+    ['NO_ERROR', constants.NGHTTP2_NO_ERROR],
+    ['PROTOCOL_ERROR', constants.NGHTTP2_PROTOCOL_ERROR],
+    ['INTERNAL_ERROR', constants.NGHTTP2_INTERNAL_ERROR],
+    ['CANCEL', constants.NGHTTP2_CANCEL],
+  ])('is HOST_UNREACHABLE that may have happened when the stream is reset without a status: %s', async (_, code) => {
+    const server = createHttp2Server();
+    server.on('stream', (stream) => {
+      stream.on('error', () => {});
+      stream.respond({ ':status': 200, 'content-type': 'application/grpc' });
+      stream.close(code);
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    cleanUp.push(() => server.close());
+    const { port } = server.address() as AddressInfo;
+    const hosts = await pool([{ name: 'kvm-01', address: `127.0.0.1:${port}`, state: 'active' }]);
+    const error = await hostError(hosts.host('kvm-01').thawFileSystems(request));
     expect(error).toMatchObject({ code: 'HOST_UNREACHABLE', mayHaveHappened: true });
   });
 
