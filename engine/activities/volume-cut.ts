@@ -52,7 +52,7 @@ export async function snapshotVolume(
   const started = performance.now();
   const made = await create(tools, newSnapshot(deps, request)).catch(async (error: unknown) => {
     await hold.failed(textOf(error));
-    throw asActivityError(error, isUnknown(error) ? {} : { outcome: 'none' });
+    throw error;
   });
   try {
     await untilAvailable(tools, made);
@@ -91,51 +91,67 @@ async function begun(
   return { cinder, answerMs, hold: await deps.hosts.host(host).holdCut(cut, { signal }) };
 }
 
-/** Sends the create while the hold is fresh. After an answer that was lost it looks for what may have been made, and never sends it again. */
+/**
+ * Sends the create while the hold is fresh, and again only where nobody was reached or where it was refused as too early, and then only after Cinder has said
+ * that nothing of this window is there.
+ *
+ * @throws ActivityError; its `outcome` is `none` only where nothing that was sent may have been taken.
+ */
 async function create(tools: Tools, snapshot: NewVolumeSnapshot): Promise<VolumeSnapshot> {
   const { cinder, hold, answerMs } = tools;
   const started = performance.now();
   const until = started + repeatMs;
+  let mayAppear = false;
   for (;;) {
     try {
       // Without a signal: its answer is worth waiting for, because it says what there is to take back.
       return await cinder.createSnapshot(snapshot, { answerMs, beforeSending: () => requireFresh(hold) });
     } catch (error) {
-      if (isUnknown(error)) return await lookFor(tools, snapshot, error, started);
-      if (!isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED')) throw error;
-      const pause = error.retryAfterMs ?? repeatEveryMs;
-      if (performance.now() + pause > until) throw error;
-      await delay(pause);
+      mayAppear ||= isUnknown(error);
+      const pause = repeatableAfter(error);
+      let look: Look = { seen: 'no answer' };
+      if (pause === undefined) {
+        // Where Cinder has answered that it failed it is there or it is not, and the guest is frozen meanwhile: one look.
+        const patience = isCinderError(error, 'CINDER_FAILED') ? 0 : repeatMs;
+        if (isUnknown(error)) look = await lookFor(tools, snapshot, { started, until: performance.now() + patience });
+      } else if (performance.now() + pause <= until) {
+        await delay(pause);
+        // Nothing was sent where nobody was reached.
+        if (isCinderError(error, 'CINDER_UNREACHABLE')) continue;
+        look = await lookFor(tools, snapshot, { started, until, once: true });
+        if (look.seen === 'nothing') continue;
+      }
+      if (look.seen === 'it') return look.snapshot;
+      throw asActivityError(error, mayAppear ? {} : { outcome: 'none' });
     }
   }
 }
 
-/**
- * Looks for what a create with an unknown outcome may have made: again and again where its answer was lost, once where Cinder has answered that it failed,
- * for then it is there or it is not, and the guest is frozen meanwhile.
- *
- * @throws the create's own error where nothing is found: it may still appear.
- */
+/** How long to wait before a create is sent again, ms; undefined where it must not be, because it may have been taken or would be refused again. */
+function repeatableAfter(error: unknown): number | undefined {
+  if (!isCinderError(error, 'CINDER_UNREACHABLE', 'CINDER_OVERLOADED')) return undefined;
+  // "Later" is no word that it was taken, though a proxy may say it after Cinder has: hence the look.
+  return error.retryAfterMs ?? (error.mayHaveHappened ? undefined : repeatEveryMs);
+}
+
+type Look = { seen: 'it'; snapshot: VolumeSnapshot } | { seen: 'nothing' | 'no answer' };
+
+/** Looks for what a create may have made, until it is seen; `once`: until Cinder has answered. What goes wrong with a look is not what people need to know. */
 async function lookFor(
   { cinder, hold, answerMs }: Tools,
   { volumeId, metadata }: NewVolumeSnapshot,
-  lost: CinderError,
-  started: number,
-): Promise<VolumeSnapshot> {
-  const until = performance.now() + (lost.code === 'CINDER_FAILED' ? 0 : repeatMs);
+  { started, until, once = false }: { started: number; until: number; once?: boolean },
+): Promise<Look> {
   const query = { metadata: windowMetadata(metadata), volumeId };
   // A create that took all the time leaves little for the look.
   const tooLong = AbortSignal.timeout(Math.max(repeatMs, Math.ceil(started + answerMs - performance.now())));
   const signal = AbortSignal.any([hold.lost, tooLong]);
   for (;;) {
-    if (signal.aborted) throw lost;
-    try {
-      const [found] = await cinder.findSnapshots(query, { signal });
-      if (found !== undefined) return found;
-    } catch {
-      // What went wrong with the create is what people need to know.
-    }
-    if (performance.now() > until) throw lost;
+    const found = signal.aborted ? undefined : await cinder.findSnapshots(query, { signal }).catch(() => undefined);
+    const [snapshot] = found ?? [];
+    if (snapshot !== undefined) return { seen: 'it', snapshot };
+    if (found !== undefined && once) return { seen: 'nothing' };
+    if (signal.aborted || performance.now() > until) return { seen: 'no answer' };
     await delay(repeatEveryMs);
   }
 }

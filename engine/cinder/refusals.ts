@@ -116,9 +116,8 @@ export function refusal(answer: HttpAnswer, asking: Asking): CinderError {
     return error('CINDER_OVERLOADED', `${service} at ${at} is overloaded or not ready`, {
       advice: `Try again later; if it lasts, see how ${service} is.`,
       retryAfterMs: retryAfterMs(),
-      // A proxy says 503 too, without more, when the connection to Cinder broke behind it: then the request may have arrived.
-      mayHaveHappened:
-        asking.changes && status === 503 && !said.byService && answer.headers['retry-after'] === undefined,
+      // A proxy says 503 too when the connection to Cinder broke behind it: then the request may have arrived.
+      mayHaveHappened: asking.changes && status === 503 && !said.byService,
     });
   }
 

@@ -134,3 +134,36 @@ it('does not look for ever for what a create may have made whose answer came too
   expect(looks).toBe(1);
   expect(lost.told).toHaveLength(1);
 });
+
+const overloaded = () => new CinderError('CINDER_OVERLOADED', 'Later.', { mayHaveHappened: true, retryAfterMs: 0 });
+
+it('takes what is there where a proxy said "later" after Cinder had taken the create, and sends it no second time', async () => {
+  let creates = 0;
+  const taken = cut({
+    createSnapshot: async () => {
+      creates += 1;
+      throw overloaded();
+    },
+    findSnapshots: async () => [made],
+    snapshot: async () => ({ ...made, status: 'available' }),
+  });
+  await expect(taken.part).resolves.toMatchObject({ part: { snapshot: made.id } });
+  expect(creates).toBe(1);
+});
+
+it('does not take what a proxy answered with "later" for never sent, though it was refused the second time', async () => {
+  const asked: string[] = [];
+  const refused = cut({
+    createSnapshot: async () => {
+      asked.push('create');
+      if (asked.length === 1) throw overloaded();
+      throw new CinderError('CINDER_QUOTA', 'No quota left.');
+    },
+    findSnapshots: async () => {
+      asked.push('look');
+      return [];
+    },
+  });
+  await expect(refused.part).rejects.toMatchObject({ code: 'CINDER_QUOTA', metadata: {} });
+  expect(asked).toEqual(['create', 'look', 'create']);
+});
