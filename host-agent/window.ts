@@ -219,6 +219,8 @@ export interface MergedDisk {
   detail: string;
   /** Stable reason of a pending outcome. */
   reason: string;
+  /** Of a pending outcome: no merge of it has ever begun, so its base still holds the disk as it was at the cut. */
+  untouched?: boolean;
 }
 
 export interface MergeProgress {

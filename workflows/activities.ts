@@ -94,7 +94,10 @@ export interface Activities {
 
   /** Checks the input, the workflow id and the snapshot's state; row -> `deleting`. */
   acceptDelete(input: DeleteSnapshotInput): Promise<DeletePlan>;
-  /** Merges the snapshot's overlays into their bases and deletes its volumes' snapshots. Heartbeats progress. */
+  /**
+   * Merges the snapshot's overlays into their bases and deletes its volumes' snapshots. Heartbeats progress. Cancelled before it has touched anything, it
+   * answers that of every part.
+   */
   deleteParts(request: DeletePlan): Promise<{ complete: boolean; disks: RemovedPart[] }>;
   /** Row -> `deleted` (with the new places of later snapshots' images), or back to where it can be deleted again. */
   closeDelete(request: {
@@ -254,4 +257,6 @@ export interface DeletePlan {
   volumes: PlannedVolume[];
   /** Its run died (was terminated), or could not say which parts it left: whatever its windows made is taken back. */
   leftOpen: boolean;
+  /** No deletion of it was ever begun: its row was `complete`. */
+  isWhole?: boolean;
 }

@@ -209,6 +209,8 @@ export interface MergedPart {
   path: string;
   outcome: 'unused-deleted' | 'committed' | 'not-found' | 'pending';
   detail: string;
+  /** Of a pending one: its merge has begun, or may have, so the image below it is not to be relied on. */
+  begun?: true;
 }
 
 export interface DeletedVolumePart {
@@ -221,6 +223,22 @@ export interface DeletedVolumePart {
   detail: string;
   /** Of a pending one: Cinder has begun to delete it, or may have, so its data is not to be relied on. */
   begun?: true;
+}
+
+/** What a deletion says of parts that it has not touched. */
+export function untouchedParts(parts: readonly DiskPart[]): RemovedPart[] {
+  return parts.map((part) =>
+    part.kind === 'local'
+      ? { target: part.target, kind: part.kind, overlay: part.overlay, path: part.path, outcome: 'pending', detail: '' }
+      : {
+          target: part.target,
+          kind: part.kind,
+          volume: part.volume,
+          snapshot: part.snapshot,
+          outcome: 'pending',
+          detail: '',
+        },
+  );
 }
 
 /**

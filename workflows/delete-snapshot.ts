@@ -1,6 +1,12 @@
 import { CancellationScope, upsertSearchAttributes } from '@temporalio/workflow';
 import type { DeletePlan } from './activities.js';
-import { type DeleteSnapshotInput, type DeleteSnapshotResult, type RemovedPart, searchAttributes } from './contract.js';
+import {
+  type DeleteSnapshotInput,
+  type DeleteSnapshotResult,
+  type RemovedPart,
+  searchAttributes,
+  untouchedParts,
+} from './contract.js';
 import { type Failure, failureOf, runFailure } from './failure.js';
 import { cell, RunReport } from './run-report.js';
 import { steps } from './steps.js';
@@ -41,7 +47,9 @@ async function accept(input: DeleteSnapshotInput, report: RunReport): Promise<De
 
 async function mergeParts(plan: DeletePlan, report: RunReport): Promise<DeleteSnapshotResult> {
   const targets = plan.parts.map((part) => part.target).join(', ');
-  let disks: RemovedPart[] = [];
+  const isCancelled = () => CancellationScope.current().consideredCancelled;
+  // A step of a run that is cancelled already is not even begun.
+  let disks: RemovedPart[] = isCancelled() && plan.isWhole === true ? untouchedParts(plan.parts) : [];
   let failure: Failure;
   try {
     const merged = await report.step('deleting', `delete ${targets}`, () =>
@@ -60,7 +68,7 @@ async function mergeParts(plan: DeletePlan, report: RunReport): Promise<DeleteSn
       report.ends('**Deleted**');
       return result;
     }
-    failure = stillPending(disks);
+    failure = isCancelled() ? cancelled : stillPending(disks);
   } catch (error) {
     failure = failureOf(error);
   }
@@ -96,6 +104,8 @@ async function release(plan: DeletePlan, report: RunReport): Promise<void> {
 function afterwards<T>(report: RunReport, name: string, run: () => Promise<T>): Promise<T> {
   return CancellationScope.nonCancellable(() => report.step(undefined, name, run));
 }
+
+const cancelled: Failure = { code: 'CANCELLED', text: 'the run was cancelled', advice: '' };
 
 function stillPending(disks: readonly RemovedPart[]): Failure {
   const pending = disks.filter((disk) => disk.outcome === 'pending');

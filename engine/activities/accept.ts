@@ -120,6 +120,7 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     window: row.windowId ?? '',
     parts: row.parts,
     volumes: planned?.volumes ?? [],
+    isWhole: row.state === 'complete',
     leftOpen: row.result === undefined && !knowsParts && (row.endedAt === undefined || row.pending.length > 0),
   };
 }

@@ -99,7 +99,10 @@ export function createActivities(deps: ActivityDeps): Activities {
 
     acceptDelete: (input) => asFailure(() => acceptDelete(deps, input)),
 
-    deleteParts: (request) => asFailure(() => whileBeating((signal, tell) => deleteParts(deps, request, signal, tell))),
+    deleteParts: (request) =>
+      asFailure(() =>
+        whileBeating((signal, tell) => deleteParts(deps, request, signal, tell, Context.current().info.attempt === 1)),
+      ),
 
     closeDelete: ({ plan, outcome }) =>
       asFailure(() =>

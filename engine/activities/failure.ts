@@ -72,6 +72,11 @@ function codeOfStop({ message }: CancelledFailure): 'CANCELLED' | 'WORKER_LOST' 
   return message === 'CANCELLED' ? 'CANCELLED' : 'WORKER_LOST';
 }
 
+/** Whether it is the run's cancel that has ended the signal. */
+export function isRunCancelled({ reason }: AbortSignal): boolean {
+  return reason instanceof CancelledFailure && codeOfStop(reason) === 'CANCELLED';
+}
+
 /** @throws ActivityError CINDER_NOT_CONFIGURED: the run was planned by an engine that knew the cloud. */
 export function cloudOf({ cloud }: ActivityDeps): Cloud {
   if (cloud !== undefined) return cloud;

@@ -25,12 +25,13 @@ export function overlaysOf(parts: LocalPart[]): HostOverlay[] {
 }
 
 export function mergedParts(result: HostMergeResult): MergedPart[] {
-  return result.disks.map(({ target, overlayPath, basePath, outcome, detail }) => ({
+  return result.disks.map(({ target, overlayPath, basePath, outcome, detail, untouched }) => ({
     target,
     kind: 'local',
     overlay: overlayPath,
     path: basePath,
     outcome,
     detail,
+    ...(outcome === 'pending' && !untouched ? { begun: true } : {}),
   }));
 }

@@ -116,6 +116,8 @@ export interface VolumeRemoval {
   mayBeThere: readonly string[];
   /** Those whose create has an unknown outcome: looked for until Cinder's own request timeout has passed. */
   mayAppear: readonly string[];
+  /** Called before Cinder is asked to delete one. */
+  begins?: () => void;
   /** Whether one that has been `creating` for long may be given up. */
   mayGiveUp: boolean;
 }
@@ -156,6 +158,7 @@ export async function removeVolumeSnapshots(
       for (const snapshot of open) {
         tell({ deleting: snapshot.id, volume: snapshot.volumeId });
         begun.set(snapshot.id, snapshot);
+        removal.begins?.();
         const end = await deletedSnapshot(cloud.cinder, snapshot.id, {
           waitMs: cloud.undoWaitMs,
           signal,

@@ -319,7 +319,9 @@ export class SqlCatalogue implements Catalogue {
           ]),
         ];
         // With any part gone, or of which nobody can say that it is not, it is no snapshot of that window any more; until then it is as good as before.
-        const isWhole = row.result !== null && parts.every((part) => isUntouched(part, end.merged));
+        // And what another deletion has left is not whole, though this one has touched nothing.
+        const wasWhole = row.result !== null && fromJson<string[]>(row.pending).length === 0;
+        const isWhole = wasWhole && parts.every((part) => isUntouched(part, end.merged));
         await transaction
           .updateTable('snapshots')
           .set({
@@ -507,7 +509,7 @@ function isGone(part: RemovedPart): boolean {
 /** The deletion says of this part that it is still there, as it was. */
 function isUntouched({ target }: DiskPart, removed: readonly RemovedPart[]): boolean {
   const of = removed.filter((part) => part.target === target);
-  return of.length > 0 && of.every((part) => !isGone(part) && !(part.kind === 'volume' && part.begun));
+  return of.length > 0 && of.every((part) => !isGone(part) && !part.begun);
 }
 
 /** What of a part is to go: the overlay, or Cinder's snapshot. */

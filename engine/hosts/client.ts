@@ -166,14 +166,16 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
       merge(options, async (onMessage) =>
         (await channel()).stream(
           options?.signal,
-          (client) =>
-            client.deleteSnapshot({
+          (client) => {
+            options?.beforeSending?.();
+            return client.deleteSnapshot({
               vmUuid: vm,
               operationId: operation,
               installationId: installation,
               windowId: window,
               overlays: overlays.map(overlayToWire),
-            }),
+            });
+          },
           ({ message }) => onMessage(message),
         ),
       ),

@@ -58,7 +58,11 @@ export interface HostClient {
   release(request: { vm: string; operation: string }, options?: CallOptions): Promise<boolean>;
   deleteSnapshot(
     request: { vm: string; operation: string; installation: string; window: string; overlays: HostOverlay[] },
-    options?: CallOptions & { onProgress?: (progress: HostMergeProgress) => void },
+    options?: CallOptions & {
+      onProgress?: (progress: HostMergeProgress) => void;
+      /** Called when the host is there and nothing is sent yet. */
+      beforeSending?: () => void;
+    },
   ): Promise<HostMergeResult>;
   thawVm(
     request: { vm: string; askedBy: string },
@@ -200,5 +204,7 @@ export interface HostMergeResult {
     outcome: 'unused-deleted' | 'committed' | 'not-found' | 'pending';
     detail: string;
     reason: string;
+    /** Of a pending one: no merge of it has ever begun. */
+    untouched: boolean;
   }[];
 }

@@ -70,7 +70,11 @@ export function overlayFilesToWire(found: { overlays: OverlayFile[]; unreadVms: 
 
 export function mergeResultToWire(disks: MergedDisk[]): wire.MergeResult {
   return {
-    disks: disks.map((disk) => ({ ...disk, outcome: mergeOutcomes[disk.outcome] })),
+    disks: disks.map(({ untouched = false, ...disk }) => ({
+      ...disk,
+      untouched,
+      outcome: mergeOutcomes[disk.outcome],
+    })),
     complete: disks.every((disk) => disk.outcome !== 'pending'),
   };
 }

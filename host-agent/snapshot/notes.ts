@@ -20,6 +20,8 @@ const note = z.discriminatedUnion('note', [
   z.object({ note: z.literal('answered'), switched: z.boolean() }),
   /** The overlay was in a chain, and its merge is about to begin. */
   z.object({ note: z.literal('merging'), overlayPath: z.string(), boot: z.string(), domainId: z.number().optional() }),
+  /** It did not begin after all: the hypervisor refused it. */
+  z.object({ note: z.literal('not-begun'), overlayPath: z.string() }),
   /** Merged by libvirt while the VM ran: the base is newer than the overlay from here on. */
   z.object({ note: z.literal('merged'), overlayPath: z.string() }),
   /** Committed while the VM was off; the definition may still name the overlay, and a VM started on it makes it the newer one. */
@@ -82,6 +84,10 @@ export class Notes {
     await this.#syncFolder();
   }
 
+  async notBegun(window: string, overlayPath: string): Promise<void> {
+    await this.#append(window, { note: 'not-begun', overlayPath }, true);
+  }
+
   async merged(window: string, overlayPath: string): Promise<void> {
     await this.#append(window, { note: 'merged', overlayPath }, true);
   }
@@ -131,6 +137,8 @@ export class Notes {
         // libvirt counts its ids from 1 again after a reboot.
         const domainId = this.#sinceBoot(read.boot) ? read.domainId : undefined;
         notes.merges.set(read.overlayPath, { note: 'merging', domainId });
+      } else if (read.note === 'not-begun') {
+        notes.merges.delete(read.overlayPath);
       } else {
         notes.merges.set(read.overlayPath, { note: read.note });
       }

@@ -69,9 +69,18 @@ export class TakeBack {
 
   /** Never rejects: what cannot be done now is `pending`, with a stable reason. */
   async run(job: TakeBackJob): Promise<MergedDisk> {
-    const result = await this.#run(job);
+    const ended = await this.#run(job);
+    const result = ended.outcome === 'pending' ? { ...ended, untouched: await this.#isUntouched(job) } : ended;
     this.#log.info({ window: job.window, ...result }, 'overlay taken back, or left');
     return result;
+  }
+
+  /** By the notes: no merge of the overlay has ever begun. */
+  async #isUntouched({ vm, window, overlay }: TakeBackJob): Promise<boolean> {
+    const notes = await this.#notes.read(window, vm).catch(() => undefined);
+    // Where they do not know the overlay they are not all there.
+    const isKnown = notes?.overlays.some(({ overlayPath }) => overlayPath === overlay.overlayPath) ?? false;
+    return isKnown && notes?.merges.has(overlay.overlayPath) === false;
   }
 
   async #run(job: TakeBackJob): Promise<MergedDisk> {
@@ -131,12 +140,17 @@ export class TakeBack {
     const place = await this.#place(job, definitions, found);
     if ('outcome' in place) return place;
     const { vm, window, overlay, onProgress } = job;
+    const hadBegun = (await this.#notes.read(window, vm)).merges.has(overlay.overlayPath);
     await this.#notes.merging(window, overlay.overlayPath, definitions.vm.domainId);
     try {
       await this.#hypervisor.mergeOverlay(vm, overlay.target, place.image.named, {
         onProgress: (progress) => onProgress({ target: overlay.target, ...progress }),
       });
     } catch (error) {
+      // Another program's job, a backup's say, keeps ours from beginning.
+      if (isHostAgentError(error, 'BLOCK_JOB_ACTIVE') && !hadBegun) {
+        await this.#notes.notBegun(window, overlay.overlayPath);
+      }
       if (!isHostAgentError(error, 'MERGE_FAILED')) throw error;
       const now = await this.#hypervisor.getVm(vm);
       if (now.domainId === definitions.vm.domainId) throw error;

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 
 import type { AcceptRequest, Catalogue, SnapshotRow } from '@stillpoint/engine/catalogue/catalogue.js';
-import type { DiskPart, MergedPart, SnapshotVmResult } from '@stillpoint/workflows';
+import type { DiskPart, MergedPart, RemovedPart, SnapshotVmResult } from '@stillpoint/workflows';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 /** Two handles on one catalogue: two engines where the database takes two, the same one twice where it takes one. */
@@ -429,6 +429,33 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         expect(await other.getSnapshot(id)).toMatchObject({
           state: 'complete',
           error,
+          parts: [part('/i/a', '/i/a.1')],
+        });
+      });
+
+      it('is not complete again once a part is gone, though a later deletion touches nothing', async () => {
+        const vm = randomUUID();
+        const left = { ...part('/i/b', '/i/b.1'), target: 'vdb' };
+        const id = await complete(vm, [part('/i/a', '/i/a.1'), left]);
+        const abandoned = async (removed: RemovedPart[]) => {
+          const runId = randomUUID();
+          await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId });
+          await one.abandonDeleting(id, runId, { error: { code: 'X', text: '' }, merged: removed });
+        };
+        await abandoned([merged('/i/a.1', '/i/a'), { ...merged('/i/b.1', '/i/b', 'pending'), target: 'vdb' }]);
+        await abandoned([{ ...merged('/i/b.1', '/i/b', 'pending'), target: 'vdb' }]);
+        expect(await other.getSnapshot(id)).toMatchObject({ state: 'cleanup-pending', parts: [left] });
+      });
+
+      it("is not complete any more when a part's merge has begun", async () => {
+        const vm = randomUUID();
+        const id = await complete(vm, [part('/i/a', '/i/a.1')]);
+        const runId = randomUUID();
+        await one.beginDeleting(id, { workflowId: `vm-${vm}`, runId });
+        const begun = { ...merged('/i/a.1', '/i/a', 'pending'), begun: true as const };
+        await one.abandonDeleting(id, runId, { error: { code: 'MERGE_FAILED', text: '' }, merged: [begun] });
+        expect(await other.getSnapshot(id)).toMatchObject({
+          state: 'cleanup-pending',
           parts: [part('/i/a', '/i/a.1')],
         });
       });

@@ -274,7 +274,15 @@ describe('what the wire says', () => {
   it('a merge with an outcome that we do not know is not complete', async () => {
     const { host } = await clientOf({
       undo: (call) => {
-        const disk = { target: 'vda', overlayPath: 'o', basePath: 'b', outcome: 77 as never, detail: '', reason: '' };
+        const disk = {
+          target: 'vda',
+          overlayPath: 'o',
+          basePath: 'b',
+          outcome: 77 as never,
+          detail: '',
+          reason: '',
+          untouched: true,
+        };
         call.write({ message: { $case: 'progress', value: { target: 'vda', doneBytes: 1, totalBytes: 2 } } });
         call.write({ message: { $case: 'result', value: { complete: true, disks: [disk] } } });
         call.end();

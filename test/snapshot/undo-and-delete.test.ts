@@ -166,7 +166,10 @@ describe('undo', () => {
     const life = await lab.life();
     const overlays = await life.prepareAndCut();
     const end = lab.vm.startForeignBlockJob('vdb');
-    expect(outcomes(await life.undo(window1, overlays))).toEqual(['committed', 'pending BLOCK_JOB_ACTIVE']);
+    const disks = await life.undo(window1, overlays);
+    expect(outcomes(disks)).toEqual(['committed', 'pending BLOCK_JOB_ACTIVE']);
+    // Ours did not begin.
+    expect(disks[1]?.untouched).toBe(true);
     end();
     expect(outcomes(await life.undo(window1, overlays))).toEqual(['not-found', 'committed']);
     expect(lab.nothingLost()).toBe(true);
@@ -187,9 +190,26 @@ describe('undo', () => {
       happens(lab);
       const state = () => [lab.simulated.files.paths(), [...(lab.vm.live ?? [])], [...(lab.vm.inactive ?? [])]];
       const before = structuredClone(state());
-      expect(outcomes(await life.undo(window1, overlays))).toEqual([`pending ${reason}`, `pending ${reason}`]);
+      const disks = await life.undo(window1, overlays);
+      expect(outcomes(disks)).toEqual([`pending ${reason}`, `pending ${reason}`]);
+      expect(disks.map(({ untouched }) => untouched)).toEqual([true, true]);
       expect(state()).toEqual(before);
     }
+  });
+
+  it('says of a merge that broke off that it had begun, also in a later life that touches nothing', async () => {
+    const lab = new Lab();
+    const life = await lab.life();
+    const [vda, vdb] = await life.prepareAndCut();
+    if (vda === undefined || vdb === undefined) throw new Error('two disks are cut');
+    lab.simulated.inject('mergeOverlay', { reject: 'MERGE_FAILED' });
+    expect(await life.delete([vda])).toMatchObject([{ outcome: 'pending', reason: 'MERGE_FAILED', untouched: false }]);
+    life.kill();
+    lab.vm.managedSave();
+    expect(await (await lab.life()).delete([vda, vdb])).toMatchObject([
+      { target: 'vda', reason: 'MANAGED_SAVE', untouched: false },
+      { target: 'vdb', reason: 'MANAGED_SAVE', untouched: true },
+    ]);
   });
 
   it('of a VM that is off commits under the image lock and changes the definition', async () => {

@@ -575,6 +575,41 @@ describe('the deletion of a snapshot', () => {
     await leavesNothing();
   });
 
+  it('that is cancelled before it has touched anything leaves the snapshot complete, and whole', async () => {
+    addVmOnCeph(1);
+    const { snapshotId } = await snapshot({ disks: ['vdc'] });
+    const goOn = signalled();
+    const held = standIn.faults.set(
+      { method: 'GET', path: /^\/snapshots\/detail$/ },
+      { does: 'hold-request', until: goOn.promise },
+    );
+    const handle = await start({ snapshotId }, 'deleteSnapshot');
+    await held;
+    await handle.cancel();
+    await expect(handle.result()).rejects.toMatchObject({ cause: expect.any(CancelledFailure) });
+    goOn.now();
+    expect(await all.catalogue.getSnapshot(snapshotId)).toMatchObject({
+      state: 'complete',
+      pending: [],
+      parts: [{ target: 'vdc' }],
+    });
+    expect(inCinder()).toHaveLength(1);
+    await deletion(snapshotId);
+  });
+
+  it('of which a merge broke off is pending: the image below is not to be relied on', async () => {
+    addVmOnCeph(1);
+    const { snapshotId } = await snapshot({ disks: ['vda', 'vdb'] });
+    host.world.inject('mergeOverlay', { reject: 'MERGE_FAILED' }, { vm: uuid, times: 2 });
+    expect((await failureOf(deletion(snapshotId))).type).toBe('CLEANUP_PENDING');
+    expect(await all.catalogue.getSnapshot(snapshotId)).toMatchObject({
+      state: 'cleanup-pending',
+      parts: [{ target: 'vda' }, { target: 'vdb' }],
+    });
+    await deletion(snapshotId);
+    await leavesNothing();
+  });
+
   it("finds its own part without its metadata, and leaves other people's snapshots of the volume alone", async () => {
     const [volume = ''] = addVmOnCeph(1);
     const { snapshotId } = await snapshot();
