@@ -1,6 +1,6 @@
 import type { PlannedVolume } from '@stillpoint/workflows';
 import type { Cinder, CinderVolume } from '../cinder/cinder.js';
-import { isCinderError } from '../cinder/errors.js';
+import { CinderError, isCinderError } from '../cinder/errors.js';
 import type { HostDisk, HostVm } from '../hosts/hosts.js';
 import type { Cloud } from './deps.js';
 import { ActivityError } from './failure.js';
@@ -68,10 +68,20 @@ async function whoseHostDisk(
 ): Promise<DiskVerdict | undefined> {
   const serial = disk.serial.toLowerCase();
   if (cloud === undefined || !uuid.test(serial)) return undefined;
-  if ((await volumeOf(cloud.cinder, serial, signal)) === undefined) return undefined;
+  const volume = await volumeOf(cloud.cinder, serial, signal).catch((error: unknown) => {
+    throw isCinderError(error) ? askedFor(disk, error) : error;
+  });
+  if (volume === undefined) return undefined;
   return {
     leftOut: 'a Cinder volume that the host sees as a file or block device, which Stillpoint does not snapshot',
   };
+}
+
+/** Somebody whose disks are all the host's would not know why Cinder was asked: oVirt gives every disk such a serial. */
+function askedFor({ target, serial }: HostDisk, error: CinderError): CinderError {
+  const { code, message, advice } = error;
+  const why = `The serial of ${target}, ${serial}, looks like a volume's id, so Cinder was asked whose it is.`;
+  return new CinderError(code, `${why} ${message}`, { advice, cause: error });
 }
 
 async function volumeOf(cinder: Cinder, id: string, signal: AbortSignal): Promise<CinderVolume | undefined> {
