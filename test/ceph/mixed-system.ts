@@ -13,7 +13,7 @@ export const LOCAL = ['vda', 'vdb'];
 export const VOLUMES = ['vdc', 'vdd', 'vde', 'vdf'];
 
 /** Short where a test would only wait: nothing comes later than that from a Cinder whose requests the proxy has dropped. */
-const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 2_000, requestTimeoutMs: 10_000 };
+const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 2_000, windowRequestTimeoutMs: 10_000 };
 
 /** A snapshot as Cinder has it; what no test reads is left out. */
 export interface CinderSnapshot {
