@@ -46,7 +46,8 @@ async function accept(input: DeleteSnapshotInput, report: RunReport): Promise<De
 }
 
 async function mergeParts(plan: DeletePlan, report: RunReport): Promise<DeleteSnapshotResult> {
-  const targets = plan.parts.map((part) => part.target).join(', ');
+  const known = plan.parts.map((part) => part.target).join(', ');
+  const targets = plan.leftOpen || known === '' ? 'whatever its run left' : known;
   const isCancelled = () => CancellationScope.current().consideredCancelled;
   // A step of a run that is cancelled already is not even begun.
   let disks: RemovedPart[] = isCancelled() && plan.isWhole === true ? untouchedParts(plan.parts) : [];

@@ -5,6 +5,7 @@ import { ActivityError } from './failure.js';
 import { partsOf } from './parts.js';
 import { takeBackWindow } from './take-back.js';
 import { checkVolumes, makeCinderReady } from './volume-checks.js';
+import { tellGrade } from './volume-record.js';
 
 /** More dead runs than this on one VM are no leftovers but a fault. */
 const mostDeadRuns = 3;
@@ -123,6 +124,15 @@ export async function cleanUpAfterDeadRun(
     });
   }
   await host.release({ vm: dead.vm, operation: dead.operation }, { signal });
+  // It may have died just after its record, and Cinder's side still says that there is none.
+  if (row?.state === 'complete' && row.result !== undefined) {
+    await tellGrade(
+      deps,
+      row.result,
+      row.parts.filter((part) => part.kind === 'volume'),
+      signal,
+    );
+  }
   deps.log.info({ operation: dead.operation, window: dead.window, state: row?.state }, 'cleaned up after a dead run');
   return wasLeftOpen ? `Undid ${dead.operation}, whose run is dead.` : `Released ${dead.operation}, whose run is dead.`;
 }

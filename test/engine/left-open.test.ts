@@ -82,3 +82,24 @@ it('a dead run of the time before there were volumes is cleaned up', async () =>
   await cleanUpAfterDeadRun(deps, host, dead, new AbortController().signal, () => {});
   expect(undone).toEqual([dead.window]);
 });
+
+it('what a dead run had recorded is told on its volumes’ snapshots, which may still say that nothing is', async () => {
+  const told: unknown[] = [];
+  const host = { name: 'h', release: async () => true } as unknown as HostClient;
+  const result = { snapshotId, vm: { uuid: vm, name: 'web' }, grade: 'filesystem', disks: [local, volume] };
+  const deps = {
+    catalogue: {
+      getSnapshot: async () => ({ snapshotId, runId: 'dead', state: 'complete', result, parts: [local, volume] }),
+    },
+    cloud: { cinder: { describeSnapshot: async (...asked: unknown[]) => told.push(asked.slice(0, 2)) } },
+    log: pino({ level: 'silent' }),
+  } as unknown as ActivityDeps;
+  const dead = { vm, operation: snapshotId, window: `${snapshotId}.1` };
+  await cleanUpAfterDeadRun(deps, host, dead, new AbortController().signal, () => {});
+  expect(told).toEqual([
+    [
+      volume.snapshot,
+      { description: expect.stringContaining('Grade filesystem.'), metadata: { stillpoint_grade: 'filesystem' } },
+    ],
+  ]);
+});
