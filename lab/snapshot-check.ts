@@ -1,5 +1,5 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { runProgram } from './programs.js';
@@ -59,13 +59,30 @@ const TYPE_ESP = 0xef;
  * @throws LabError PROGRAM_FAILED when an image cannot be read.
  */
 export async function verifySnapshot(paths: readonly string[]): Promise<ImageReport[]> {
-  const work = await mkdtemp(join(tmpdir(), 'stillpoint-check-'));
+  return eachImage(paths, verifyImage);
+}
+
+/** Does the same with every image, side by side; each has a folder for its copies, which is deleted in the end. */
+async function eachImage<T>(
+  paths: readonly string[],
+  work: (path: string, folder: string) => Promise<T>,
+): Promise<T[]> {
+  const folder = await mkdtemp(join(tmpdir(), 'stillpoint-check-'));
   try {
-    const reports: ImageReport[] = [];
-    for (const path of paths) reports.push(await verifyImage(path, work));
-    return reports;
+    // All of them, also when one fails: nobody may write into a folder that is gone.
+    const done = await Promise.allSettled(
+      paths.map(async (path, index) => {
+        const own = join(folder, String(index));
+        await mkdir(own);
+        return work(path, own);
+      }),
+    );
+    return done.map((one) => {
+      if (one.status === 'rejected') throw one.reason;
+      return one.value;
+    });
   } finally {
-    await rm(work, { recursive: true, force: true });
+    await rm(folder, { recursive: true, force: true });
   }
 }
 
@@ -76,11 +93,28 @@ export async function verifySnapshot(paths: readonly string[]): Promise<ImageRep
  * @throws LabError PROGRAM_FAILED when an image cannot be read.
  */
 export async function verifySet(parts: readonly SnapshotPart[]): Promise<SetReport> {
-  // The order of the targets is the one in which the writer goes round.
-  const inOrder = [...parts].sort((one, other) => (one.target < other.target ? -1 : 1));
-  const images = await verifySnapshot(inOrder.map(({ image }) => image));
+  const images = await verifySnapshot(inWritersOrder(parts));
   const numbers = images.flatMap(({ fileSystems }) => fileSystems.flatMap(({ writerNumber }) => writerNumber ?? []));
   return { images, clean: images.every(({ clean }) => clean), numbers, ordered: isOrdered(numbers) };
+}
+
+/**
+ * What the guest's writer had written last to each file system of a snapshot, in the order in which it goes round them: without fsck, which takes most of
+ * the time.
+ *
+ * @throws LabError PROGRAM_FAILED when an image cannot be read.
+ */
+export async function readNumbers(parts: readonly SnapshotPart[]): Promise<number[]> {
+  const numbers = await eachImage(inWritersOrder(parts), async (path, folder) => {
+    const fileSystems = await fileSystemsIn(path, folder);
+    return Promise.all(fileSystems.map(({ type, at }) => (type === 'ext4' ? readWriterNumber(at) : undefined)));
+  });
+  return numbers.flat().filter((number) => number !== undefined);
+}
+
+/** The order of the targets is the one in which the writer goes round. */
+function inWritersOrder(parts: readonly SnapshotPart[]): string[] {
+  return [...parts].sort((one, other) => (one.target < other.target ? -1 : 1)).map(({ image }) => image);
 }
 
 /** True where the writer's numbers can be those of one instant. */
@@ -89,22 +123,34 @@ export function isOrdered(numbers: readonly number[]): boolean {
   return first - last <= 1 && numbers.every((number, index) => index === 0 || number <= (numbers[index - 1] ?? 0));
 }
 
-async function verifyImage(path: string, work: string): Promise<ImageReport> {
-  const raw = join(work, 'disk.raw');
+async function verifyImage(path: string, folder: string): Promise<ImageReport> {
+  const fileSystems: FileSystemReport[] = [];
+  for (const { partition, type, at } of await fileSystemsIn(path, folder)) {
+    fileSystems.push(type === 'vfat' ? await checkVfat(at, partition) : await checkExt4(at, partition));
+  }
+  return { path, clean: fileSystems.every((fileSystem) => fileSystem.clean), fileSystems };
+}
+
+/** Copies an image into the folder; answers its file systems, and how the tools of each are told where it is. */
+async function fileSystemsIn(
+  path: string,
+  folder: string,
+): Promise<(Pick<FileSystemReport, 'partition' | 'type'> & { at: string })[]> {
+  const raw = join(folder, 'disk.raw');
   // -U: QEMU has it open; nobody writes to it once an overlay is on top.
   await runProgram('qemu-img', ['convert', '-U', '-O', 'raw', path, raw]);
   const partitions = readPartitions(raw);
-  const fileSystems: FileSystemReport[] = [];
-  if (partitions.length === 0) fileSystems.push(await checkExt4(raw, 0));
-  for (const { number, type, start, size } of partitions) {
-    const part = join(work, 'partition.raw');
-    const blocks = [`skip=${start / MIB}`, `count=${Math.ceil(size / MIB)}`];
-    await runProgram('dd', [`if=${raw}`, `of=${part}`, 'bs=1M', ...blocks, 'conv=sparse', 'status=none']);
-    fileSystems.push(type === TYPE_ESP ? await checkVfat(part, number) : await checkExt4(part, number));
-    await rm(part);
-  }
-  await rm(raw);
-  return { path, clean: fileSystems.every((fileSystem) => fileSystem.clean), fileSystems };
+  if (partitions.length === 0) return [{ partition: 0, type: 'ext4', at: raw }];
+  return Promise.all(
+    partitions.map(async ({ number, type, start, size }) => {
+      // The tools of ext4 find it inside the disk (libext2fs), fsck.vfat wants a file of its own.
+      if (type !== TYPE_ESP) return { partition: number, type: 'ext4' as const, at: `${raw}?offset=${start}` };
+      const at = join(folder, `partition-${number}.raw`);
+      const blocks = [`skip=${start / MIB}`, `count=${Math.ceil(size / MIB)}`];
+      await runProgram('dd', [`if=${raw}`, `of=${at}`, 'bs=1M', ...blocks, 'conv=sparse', 'status=none']);
+      return { partition: number, type: 'vfat' as const, at };
+    }),
+  );
 }
 
 interface PartitionEntry {
