@@ -46,6 +46,7 @@ beforeAll(async () => {
     snapshotsCountGigabytes: true,
     undoWaitMs: 300,
     giveUpCreatingMs: 100,
+    windowRequestTimeoutMs: 8_000,
     rpcTimeoutMs: 300,
   };
   all = await installation({ cloud, settings: { hostPatienceMs: 500 }, seenAs: forgetful });
