@@ -47,7 +47,8 @@ export interface Hypervisor {
   /**
    * Merges `overlay` into the image below it, anywhere in the live chain of `target`: block commit, and pivot where it is the active image.
    * Resolves when the job has ended and the chain no longer holds it; joins a job of the same overlay that already runs. Does not delete the file.
-   * Errors: MERGE_FAILED, DISK_NOT_FOUND, BLOCK_JOB_ACTIVE (another's job; ours has not begun), VM_NOT_RUNNING, HYPERVISOR_BUSY. An aborted signal stops waiting, not the job.
+   * Errors: MERGE_FAILED, DISK_NOT_FOUND, BLOCK_JOB_ACTIVE (another's job; ours has not begun), VM_NOT_RUNNING, HYPERVISOR_BUSY. An aborted signal
+   * stops waiting, not the job.
    */
   mergeOverlay(
     uuid: string,

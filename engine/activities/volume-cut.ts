@@ -92,8 +92,8 @@ async function begun(
 }
 
 /**
- * Sends the create while the hold is fresh, and again only where nobody was reached or where it was refused as too early, and then only after Cinder has said
- * that nothing of this window is there.
+ * Sends the create while the hold is fresh; again only where nobody was reached, or where it was told to come later and Cinder has said since that nothing of
+ * this window is there. Where its answer was lost it only looks for what may have been made.
  *
  * @throws ActivityError; its `outcome` is `none` only where nothing that was sent may have been taken.
  */

@@ -51,8 +51,8 @@ class Keystone implements Identity {
   readonly #cloud: CloudSettings;
   readonly #auth: Exclude<CloudAuth, NoAuth>;
   readonly #http: HttpConnections;
-  #current: { access: Access; validUntil: number } | undefined;
   readonly #asked: Asking;
+  #current: { access: Access; validUntil: number } | undefined;
   #asking: Promise<Access> | undefined;
 
   constructor(cloud: CloudSettings, auth: Exclude<CloudAuth, NoAuth>, http: HttpConnections) {
