@@ -193,10 +193,10 @@ class Room implements SnapshotRoom {
     checkWindow(request.window);
     return await this.#queue.run(request.vm, async () => {
       const { vm: uuid, window, pinned, overlays } = request;
-      const notes = await this.#notes.read(window, uuid);
+      // The guest is frozen: what can be read side by side is.
+      const [notes, vm] = await Promise.all([this.#notes.read(window, uuid), this.#hypervisor.getVm(uuid)]);
       // Undone, or asked before: libvirt is asked once.
       if (notes.asked) throw closed(window);
-      const vm = await this.#hypervisor.getVm(uuid);
       await this.#refuseChanges(vm, pinned);
       await this.#notes.asked(window);
       this.#askedAt.set(window, performance.now());
