@@ -93,6 +93,7 @@ export async function measureVolumes(
         prepare: async () => {
           if (pace !== paceNow) await storage.setMonitor(pace);
           paceNow = pace;
+          await delay(atRestMs);
         },
         ways: ways(targets),
       }),

@@ -55,6 +55,10 @@ async function freezeIn(port: number) {
     quiesce: Quiesce.REQUIRED,
     windowLimitMs: 0,
   });
+  const hold = client.holdCut();
+  // It ends with its host agent, as it should.
+  hold.on('error', () => {}).resume();
+  hold.write({ message: { $case: 'begin', value: { ...ofWindow, cut: 'vda' } } });
   await ask(client, HostAgentService.freezeFileSystems, { ...ofWindow, cuts: ['vda'], freezeTimeoutMs: 0 });
   return client;
 }
