@@ -330,8 +330,9 @@ describe('a snapshot in Cinder that no snapshot has', () => {
     expect(await found(true)).toEqual([]);
   });
 
-  it('stays where something depends on it, and the report says so', async () => {
-    const snapshotId = await failedSnapshot();
+  it('of a deleted snapshot stays where something depends on it, and the report says so', async () => {
+    const { snapshotId } = await snapshot();
+    await (await start({ snapshotId }, 'deleteSnapshot')).result();
     const ours = left({ stillpoint_installation: installationId, stillpoint_snapshot: snapshotId });
     const child = standIn.volumes.depend(ours);
     const [finding] = await found(true);
