@@ -3,7 +3,7 @@ import { type Api, buildApi } from '@stillpoint/engine/api/server.js';
 import { TemporalRuns } from '@stillpoint/engine/api/temporal-runs.js';
 import { TemporalDoctor } from '@stillpoint/engine/temporal/doctor.js';
 import type { SimulatedVm } from '@stillpoint/host-agent/simulated/vm.js';
-import { searchAttributes, workflowIdOf } from '@stillpoint/workflows';
+import { type Finding, searchAttributes, workflowIdOf } from '@stillpoint/workflows';
 import { defineSearchAttributeKey } from '@temporalio/common';
 import { pino } from 'pino';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -127,6 +127,28 @@ describe('the REST API on a real Temporal server', () => {
       status: 409,
       body: { code: 'SNAPSHOT_STATE', state: 'deleted' },
     });
+    expect((await ask('GET', `/v1/vms/${uuid}`)).body.hold).toBeNull();
+  });
+
+  it('finds what a terminated run has left, and repairs it when told to', async () => {
+    const held = host.world.inject('snapshotDisks', { hold: 'after' }, { vm: uuid });
+    const id = await take();
+    await held.hit;
+    const { run } = (await ask('GET', `/v1/snapshots/${id}`)).body;
+    await all.temporal.client.workflow.getHandle(run.workflowId, run.runId).terminate('an administrator lost patience');
+    held.release();
+    for (const [repair, outcome] of [
+      [false, 'repairable'],
+      [true, 'repaired'],
+    ]) {
+      const begun = await ask('POST', '/v1/doctor', { repair });
+      expect(begun.status).toBe(202);
+      const { state, report } = (await ask('GET', `/v1/doctor/${begun.body.id}?wait=30`)).body;
+      expect(state).toBe('done');
+      const about = report.findings.filter((finding: Finding) => finding.about.snapshotId === id);
+      expect(about).toMatchObject([{ code: 'RUN_GONE', outcome }]);
+    }
+    expect(await atEnd(id)).toMatchObject({ state: 'deleted', pending: [] });
     expect((await ask('GET', `/v1/vms/${uuid}`)).body.hold).toBeNull();
   });
 
