@@ -3,6 +3,7 @@ import { isAbsolute } from 'node:path';
 import { parse as parseYaml } from 'yaml';
 import { z } from 'zod';
 
+import { readDatabaseUrl } from './catalogue/database-url.js';
 import type { Security } from './hosts/credentials.js';
 
 /** Where the configuration lies unless --config or STILLPOINT_ENGINE_CONFIG says otherwise. */
@@ -31,8 +32,29 @@ const schema = z
       )
       .refine((listen) => Number(portOf(listen)) <= 65_535, 'must have a port up to 65535')
       .default('127.0.0.1:8700'),
-    /** The catalogue, and its lock file. */
+    /** The embedded catalogue, and its lock file. */
     stateFolder: absolutePath.default('/var/lib/stillpoint/engine'),
+    /** The catalogue in a PostgreSQL that several engines share, instead of the embedded one. */
+    database: z
+      .strictObject({
+        /** Where it is, without a password; what it leaves out PGHOST, PGPORT, PGUSER, PGDATABASE say. */
+        url: z.string().transform((url, context) => {
+          try {
+            return readDatabaseUrl(url);
+          } catch (error) {
+            context.addIssue((error as Error).message);
+            return z.NEVER;
+          }
+        }),
+        /** Holds the password and nothing else. Default: PGPASSWORD, PGPASSFILE. */
+        passwordFile: absolutePath.exactOptional(),
+        /** PEM file of those who may sign the server's certificate. Default: the authorities that Node knows. */
+        ca: absolutePath.exactOptional(),
+        /** Without TLS to another machine; on this one there is none unless `ca` is set. */
+        plain: z.boolean().default(false),
+      })
+      .refine((database) => !(database.plain && database.ca), 'has both ca and plain: choose one')
+      .exactOptional(),
     /** The REST API, the Temporal worker, or both. */
     role: z.enum(['all', 'api', 'worker']).default('all'),
     /** How the host agents are talked to. */
@@ -79,6 +101,10 @@ const schema = z
     /** How often the installation's schedule looks for what no run could clean up, and repairs what is unambiguous, ms. */
     reconcileEveryMs: z.number().int().min(60_000).max(2_592_000_000).default(3_600_000),
     logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+  })
+  .refine((engine) => engine.role !== 'api' || engine.database, {
+    path: ['role'],
+    message: 'can be api only with a database: no worker could share the embedded catalogue with it',
   })
   .transform(({ hosts, ...others }) => {
     const security: Security = hosts.plain ? { plain: true } : { tls: hosts.tls ?? defaultTls };

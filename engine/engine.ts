@@ -61,7 +61,7 @@ export class Engine {
       );
     });
     const cloud = configuredCloud(config, log);
-    const catalogue = await openCatalogue(config.stateFolder);
+    const catalogue = await catalogueOf(config, log);
     const hosts = await HostPool.open(catalogue, credentialsOf).catch(async (error: unknown) => {
       await catalogue.disconnect();
       throw error;
@@ -122,6 +122,17 @@ export class Engine {
         settings,
         connected: this.#temporal,
         searchAttributes: searchAttributeKeys,
+        ...(config.database === undefined
+          ? {}
+          : {
+              admit: async (namespaceId) => {
+                if (namespaceId !== undefined) await this.#catalogue.bindToTemporal(namespaceId);
+                else
+                  this.#log.warn(
+                    'Temporal does not tell the id of its namespace: nobody sees when engines of two namespaces share this database',
+                  );
+              },
+            }),
         ...(config.role === 'api'
           ? {}
           : {
@@ -176,6 +187,13 @@ export class Engine {
     await this.#temporal.connection.close();
     await this.#catalogue.disconnect();
   }
+}
+
+/** PostgreSQL's driver is loaded only where it is used. */
+async function catalogueOf({ database, stateFolder }: EngineConfig, log: Logger): Promise<Catalogue> {
+  if (database === undefined) return openCatalogue(stateFolder);
+  const { openPostgres } = await import('./catalogue/postgres.js');
+  return openPostgres(database, log);
 }
 
 type ConfiguredCloud = Cloud & KnownCloud;

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command } from 'commander';
+import { isCatalogueError } from './catalogue/errors.js';
 import { ConfigError, defaultConfigPath, type EngineConfig, readConfig } from './config.js';
 import { createLog } from './log.js';
 import type { TemporalSettings } from './temporal/connection.js';
@@ -28,7 +29,9 @@ async function main(): Promise<number> {
     return 0;
   } catch (error) {
     process.stderr.write(`stillpoint-engine: ${error instanceof Error ? error.message : String(error)}\n`);
-    return error instanceof ConfigError || error instanceof TemporalError ? exitConfig : 1;
+    const isConfig =
+      error instanceof ConfigError || error instanceof TemporalError || isCatalogueError(error, 'CATALOGUE_OF_ANOTHER');
+    return isConfig ? exitConfig : 1;
   }
 }
 

@@ -27,6 +27,7 @@ export class ActivityError extends Error {
 /** What may be otherwise the next time, though nobody does anything about the request: connections, restarts, a busy or full machine. */
 const passing: ReadonlySet<string> = new Set([
   'CATALOGUE_UNAVAILABLE',
+  'CATALOGUE_DENIED',
   'CINDER_UNREACHABLE',
   'CINDER_OVERLOADED',
   'CINDER_FAILED',

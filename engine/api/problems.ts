@@ -80,6 +80,7 @@ const table = {
 
   // Ours
   CATALOGUE_UNAVAILABLE: [503, 'The catalogue does not answer'],
+  CATALOGUE_DENIED: [503, 'The database does not let the engine in'],
   TEMPORAL_UNAVAILABLE: [503, 'Temporal does not answer'],
   NOT_READY: [503, 'The engine is not ready'],
   INTERNAL: [500, 'An error in Stillpoint'],

@@ -75,7 +75,7 @@ export class SnapshotDesk {
     const started = await this.#runs
       .startSnapshot({ ...request, vm: vm.uuid, snapshotId: row.snapshotId }, { vmName: vm.name })
       .catch(async (error: unknown) => {
-        await this.#catalogue.withdraw(row.snapshotId);
+        await this.#catalogue.withdraw(row);
         throw error;
       });
     if ('started' in started) {
@@ -83,7 +83,7 @@ export class SnapshotDesk {
       return row;
     }
     if ('busy' in started) {
-      await this.#catalogue.withdraw(row.snapshotId);
+      await this.#catalogue.withdraw(row);
       throw busy(vm, started.busy);
     }
     throw startUnknown(row.snapshotId, started.unknown);
@@ -206,8 +206,10 @@ export class SnapshotDesk {
 
   /** @throws Problem SNAPSHOT_NOT_FOUND, SNAPSHOT_STATE when no run of it goes on */
   async cancel(snapshotId: string): Promise<void> {
-    const followed = this.#followed.get(snapshotId) ?? (await this.#find(snapshotId));
-    if ('run' in followed && (await this.#runs.cancel(followed.run))) return;
+    const followed = this.#followed.get(snapshotId);
+    if (followed !== undefined && (await this.#runs.cancel(followed.run))) return;
+    const found = await this.#find(snapshotId);
+    if ('run' in found && (await this.#runs.cancel(found.run))) return;
     const { state } = await this.#row(snapshotId);
     throw new Problem('SNAPSHOT_STATE', `No run of the snapshot ${snapshotId} goes on; there is nothing to cancel.`, {
       state,
@@ -231,7 +233,7 @@ export class SnapshotDesk {
           { snapshot: row.snapshotId, vm: row.vm },
           'No run was started for an accepted snapshot: withdrawn',
         );
-        await this.#catalogue.withdraw(row.snapshotId);
+        await this.#catalogue.withdraw(row);
       } else if (!run.isOpen) {
         await this.#closeRefused(row, run);
       }
@@ -311,6 +313,11 @@ export class SnapshotDesk {
   /** The run has said its last word; the row has it, unless the run did not live to write it. */
   async #viewOfEnded(snapshotId: string, followed: Followed): Promise<SnapshotView> {
     let row = await this.#row(snapshotId);
+    if (row.state === 'deleting' && row.deletingRunId !== followed.run.runId) {
+      // Another engine has begun its deletion.
+      this.#followed.delete(snapshotId);
+      return this.view(snapshotId);
+    }
     if (inFlight.includes(row.state)) {
       const facts = await this.#runs.describe(followed.run);
       // `done` is said a moment before the run ends: what it writes is written.

@@ -6,7 +6,7 @@ import type { DiskPart, Quiesce, RemovedPart, SnapshotVmResult } from '@stillpoi
  * The snapshot's row decides between record and undo by one conditional update each (docs/architecture.md section 2): methods that answer a boolean
  * answer false when somebody else was first, and change nothing then. All are safe to repeat by the same run.
  *
- * Errors: CatalogueError with code CATALOGUE_UNAVAILABLE (retry) or one of those named below.
+ * Errors: CatalogueError with code CATALOGUE_UNAVAILABLE or CATALOGUE_DENIED (retry), CATALOGUE_FAILED, or one of those named below.
  */
 export interface Catalogue {
   // ---- hosts
@@ -20,11 +20,12 @@ export interface Catalogue {
 
   // ---- snapshots
   /**
-   * The API's `accepted` row. The same Idempotency-Key with the same hash answers the row that exists; with another hash: IDEMPOTENCY_CONFLICT.
+   * The API's `accepted` row. The same Idempotency-Key with the same hash answers the row that exists (if it is `accepted` still, with one claim more: its
+   * sender may start the run that another one did not); with another hash: IDEMPOTENCY_CONFLICT.
    */
   accept(request: AcceptRequest): Promise<{ row: SnapshotRow; isNew: boolean }>;
-  /** Deletes an `accepted` row whose start was refused. Of any other: nothing. */
-  withdraw(snapshotId: string): Promise<void>;
+  /** Deletes an `accepted` row whose start was refused, unless somebody has claimed it since it was read. Of any other: nothing. */
+  withdraw(row: Pick<SnapshotRow, 'snapshotId' | 'claims'>): Promise<void>;
   /**
    * The run's first activity: takes the `accepted` row over, or makes one; state `running`. The same run again: answers the row.
    * Errors: SNAPSHOT_ID_USED, HOST_NOT_FOUND (the host was removed since).
@@ -88,6 +89,11 @@ export interface Catalogue {
   ping(): Promise<void>;
   /** Installation id: made once, with the first migration. */
   installationId(): Promise<string>;
+  /**
+   * Binds the catalogue for good to a Temporal namespace (its id), or sees that it is bound to this one: to engines of another one every run in here would look
+   * like one that is over. Errors: CATALOGUE_OF_ANOTHER.
+   */
+  bindToTemporal(namespaceId: string): Promise<void>;
   /** Ends the connection; PGlite: releases the lock file. */
   disconnect(): Promise<void>;
 }
@@ -162,6 +168,8 @@ export interface SnapshotRow {
   /** The run that deletes it, or did so last. */
   deletingRunId: string | undefined;
   createdAt: string;
+  /** How many requests have set out to start its run. */
+  claims: number;
   endedAt: string | undefined;
   plan: unknown;
   result: SnapshotVmResult | undefined;

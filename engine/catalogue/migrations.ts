@@ -64,6 +64,15 @@ const migrations: Record<string, Migration> = {
         .execute();
     },
   },
+  '0002_several_engines': {
+    async up(db: Kysely<Tables>): Promise<void> {
+      await db.schema.alterTable('installation').addColumn('temporal_namespace', 'text').execute();
+      await db.schema
+        .alterTable('snapshots')
+        .addColumn('claims', 'integer', (column) => column.notNull().defaultTo(1))
+        .execute();
+    },
+  },
 };
 
 /**

@@ -21,21 +21,29 @@ export async function openCatalogue(stateFolder: string): Promise<Catalogue> {
   await mkdir(stateFolder, { recursive: true });
   const unlock = await takeLock(join(stateFolder, 'catalogue.lock'));
   try {
-    return await openOn(new PGliteDialect(await openPglite(join(stateFolder, 'catalogue'))), unlock);
+    return await openOn(new PGliteDialect(await openPglite(join(stateFolder, 'catalogue'))), { onDisconnect: unlock });
   } catch (error) {
     await unlock();
     throw asCatalogueError(error);
   }
 }
 
-/** Opens the catalogue on any database that speaks PostgreSQL's SQL. `onDisconnect` runs after the connection has ended. */
-export async function openOn(dialect: Dialect, onDisconnect: () => Promise<void> = async () => {}): Promise<Catalogue> {
+/**
+ * Opens the catalogue on any database that speaks PostgreSQL's SQL. `prepare` comes before the migrations, `onDisconnect` after the connection has ended.
+ *
+ * @throws CatalogueError
+ */
+export async function openOn(
+  dialect: Dialect,
+  hooks: { prepare?: (db: Kysely<Tables>) => Promise<void>; onDisconnect?: () => Promise<void> } = {},
+): Promise<Catalogue> {
   const db = new Kysely<Tables>({ dialect });
   try {
+    await hooks.prepare?.(db);
     await migrate(db);
   } catch (error) {
     await db.destroy();
     throw asCatalogueError(error);
   }
-  return new SqlCatalogue(db, onDisconnect);
+  return new SqlCatalogue(db, hooks.onDisconnect);
 }

@@ -14,9 +14,9 @@ const needsHost: SnapshotState[] = ['running', 'recording', 'undoing', 'complete
  */
 export class SqlCatalogue implements Catalogue {
   readonly #db: Kysely<Tables>;
-  readonly #onDisconnect: () => Promise<void>;
+  readonly #onDisconnect: (() => Promise<void>) | undefined;
 
-  constructor(db: Kysely<Tables>, onDisconnect: () => Promise<void>) {
+  constructor(db: Kysely<Tables>, onDisconnect: (() => Promise<void>) | undefined) {
     this.#db = db;
     this.#onDisconnect = onDisconnect;
   }
@@ -109,11 +109,21 @@ export class SqlCatalogue implements Catalogue {
           .executeTakeFirst();
         if (made !== undefined) return { row: snapshotRow(made), isNew: true };
         if (request.idempotencyKey === undefined) break;
-        const earlier = await this.#db
-          .selectFrom('snapshots')
-          .selectAll()
+        const claimed = await this.#db
+          .updateTable('snapshots')
+          .set((row) => ({ claims: row('claims', '+', 1) }))
           .where('idempotency_key', '=', request.idempotencyKey)
+          .where('body_hash', '=', request.bodyHash)
+          .where('state', '=', 'accepted')
+          .returningAll()
           .executeTakeFirst();
+        const earlier =
+          claimed ??
+          (await this.#db
+            .selectFrom('snapshots')
+            .selectAll()
+            .where('idempotency_key', '=', request.idempotencyKey)
+            .executeTakeFirst());
         if (earlier === undefined) continue;
         if (earlier.body_hash === request.bodyHash) return { row: snapshotRow(earlier), isNew: false };
         throw new CatalogueError('IDEMPOTENCY_CONFLICT', `It belongs to the snapshot ${earlier.snapshot_id}.`);
@@ -122,12 +132,13 @@ export class SqlCatalogue implements Catalogue {
     });
   }
 
-  withdraw(snapshotId: string): Promise<void> {
+  withdraw({ snapshotId, claims }: Pick<SnapshotRow, 'snapshotId' | 'claims'>): Promise<void> {
     return asked(async () => {
       await this.#db
         .deleteFrom('snapshots')
         .where('snapshot_id', '=', snapshotId)
         .where('state', '=', 'accepted')
+        .where('claims', '=', claims)
         .execute();
     });
   }
@@ -425,9 +436,28 @@ export class SqlCatalogue implements Catalogue {
     return asked(async () => (await this.#db.selectFrom('installation').select('id').executeTakeFirstOrThrow()).id);
   }
 
+  bindToTemporal(namespaceId: string): Promise<void> {
+    return asked(async () => {
+      const bound = await this.#db
+        .updateTable('installation')
+        .set({ temporal_namespace: namespaceId })
+        .where((where) =>
+          where.or([where('temporal_namespace', 'is', null), where('temporal_namespace', '=', namespaceId)]),
+        )
+        .returning('id')
+        .executeTakeFirst();
+      if (bound === undefined) {
+        throw new CatalogueError(
+          'CATALOGUE_OF_ANOTHER',
+          'This database is the catalogue of an installation with another Temporal namespace.',
+        );
+      }
+    });
+  }
+
   async disconnect(): Promise<void> {
     await this.#db.destroy();
-    await this.#onDisconnect();
+    await this.#onDisconnect?.();
   }
 
   /** One conditional update by a run; of a row that is `already` there by the same run: true, and nothing changes. */
@@ -586,6 +616,7 @@ function snapshotRow(row: Selectable<SnapshotsTable>): SnapshotRow {
     runId: row.run_id ?? undefined,
     deletingRunId: row.deleting_run_id ?? undefined,
     createdAt: row.created_at.toISOString(),
+    claims: row.claims,
     endedAt: row.ended_at?.toISOString(),
     plan: row.plan === null ? undefined : fromJson(row.plan),
     result: row.result === null ? undefined : fromJson(row.result),

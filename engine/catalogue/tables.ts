@@ -10,7 +10,12 @@ import type { SnapshotState } from './catalogue.js';
  * must not be able to prevent a record.
  */
 export interface Tables {
-  installation: { only_row: Generated<boolean>; id: string };
+  installation: {
+    only_row: Generated<boolean>;
+    id: string;
+    /** The one Temporal namespace whose runs the rows are about; null: none has been told of yet. */
+    temporal_namespace: string | null;
+  };
   hosts: { name: string; address: string; state: 'active' | 'lost'; added_at: Date };
   snapshots: SnapshotsTable;
   window_slots: WindowSlotsTable;
@@ -32,6 +37,8 @@ export interface SnapshotsTable {
   deleting_run_id: string | null;
   idempotency_key: string | null;
   body_hash: string | null;
+  /** How many requests have set out to start its run. */
+  claims: Generated<number>;
   created_at: Date;
   ended_at: Date | null;
   grade: string | null;

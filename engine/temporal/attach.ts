@@ -11,6 +11,8 @@ export interface AttachOptions {
   readonly settings: TemporalSettings;
   readonly connected: ConnectedClient;
   readonly searchAttributes: readonly AnySearchAttributeKey[];
+  /** Asked before anything runs on the namespace; its id is undefined where the cluster does not tell. What it throws ends the tries. */
+  readonly admit?: (namespaceId: string | undefined) => Promise<void>;
   /** Absent: no worker is wanted. */
   readonly makeWorker?: (connection: NativeConnection) => Promise<Worker>;
   readonly log: Logger;
@@ -57,11 +59,18 @@ export async function attach(options: AttachOptions): Promise<Attached> {
   }
 }
 
-async function attachOnce({ settings, connected, searchAttributes, makeWorker }: AttachOptions): Promise<Attached> {
+async function attachOnce({
+  settings,
+  connected,
+  searchAttributes,
+  admit,
+  makeWorker,
+}: AttachOptions): Promise<Attached> {
   const { connection } = connected;
   // Without a deadline the client would repeat its calls for a minute by itself, and nobody would see that.
   await connection.withDeadline(Date.now() + answerWithinMs, () => connection.workflowService.getSystemInfo({}));
-  await requireNamespace(connection, settings.namespace);
+  const namespaceId = await requireNamespace(connection, settings.namespace);
+  await admit?.(namespaceId);
   await registerSearchAttributes(connection, settings.namespace, searchAttributes);
   if (makeWorker === undefined) return { worker: undefined, close: async () => {} };
   const native = await connectWorker(settings);

@@ -97,14 +97,16 @@ async function reach<T>(settings: TemporalSettings, connect: () => Promise<T>): 
 /**
  * Sees that the namespace exists.
  *
+ * @returns its id, which no other namespace of any cluster has; undefined where the cluster forbids the question
  * @throws TemporalError TEMPORAL_NAMESPACE_NOT_FOUND
  */
-export async function requireNamespace(connection: Connection, namespace: string): Promise<void> {
+export async function requireNamespace(connection: Connection, namespace: string): Promise<string | undefined> {
   try {
-    await connection.workflowService.describeNamespace({ namespace });
+    const { namespaceInfo } = await connection.workflowService.describeNamespace({ namespace });
+    return namespaceInfo?.id || undefined;
   } catch (error) {
     // A cluster may forbid this question and still let us work, so only a clear 'no' counts.
-    if (!isGrpcServiceError(error) || (error.code as number) !== grpcNotFound) return;
+    if (!isGrpcServiceError(error) || (error.code as number) !== grpcNotFound) return undefined;
     throw new TemporalError(
       'TEMPORAL_NAMESPACE_NOT_FOUND',
       `The Temporal cluster has no namespace '${namespace}'. Set TEMPORAL_NAMESPACE, or create it: ` +

@@ -417,6 +417,19 @@ describe('snapshots over the REST API', () => {
   });
 
   describe('deleting', () => {
+    it('is shown, and can be cancelled, where another engine has begun it', async () => {
+      const { body } = await post({});
+      const address = `/v1/snapshots/${body.id}`;
+      await complete(body.id);
+      const began = await served.runs.startDelete({ vm: vm.uuid, snapshotId: body.id });
+      if (!('started' in began)) throw new Error('it was not started');
+      await served.catalogue.beginDeleting(body.id, began.started);
+      served.runs.of(body.id).progress = progress({ state: 'deleting' });
+      expect((await served.ask('POST', `${address}/cancel`)).status).toBe(202);
+      expect(served.runs.cancelled.at(-1)).toBe(began.started.runId);
+      expect((await served.ask('GET', address)).body).toMatchObject({ state: 'deleting', run: began.started });
+    });
+
     it('starts the deletion, and is the same when asked again', async () => {
       const { body } = await post({});
       await complete(body.id);

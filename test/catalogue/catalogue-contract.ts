@@ -40,8 +40,11 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
 
     const run = () => ({ workflowId: `vm-${randomUUID()}`, runId: randomUUID() });
 
-    const takeOver = (change: { snapshotId: string; runId: string; vm: string; workflowId?: string; host?: string }) =>
-      one.takeOver({
+    const takeOver = (
+      change: { snapshotId: string; runId: string; vm: string; workflowId?: string; host?: string },
+      by = one,
+    ) =>
+      by.takeOver({
         vmName: 'web-1',
         host: 'host-a',
         name: 'before the upgrade',
@@ -197,15 +200,26 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
       it('frees the key of a row that is withdrawn', async () => {
         const request = accepted({ idempotencyKey: randomUUID() });
         await one.accept(request);
-        await one.withdraw(request.snapshotId);
+        await one.withdraw({ ...request, claims: 1 });
         expect(await other.getSnapshot(request.snapshotId)).toBeUndefined();
         expect((await other.accept({ ...request, snapshotId: randomUUID() })).isNew).toBe(true);
       });
 
       it('withdraws nothing that a run has taken over', async () => {
         const { snapshotId } = await running();
-        await one.withdraw(snapshotId);
+        await one.withdraw({ snapshotId, claims: 1 });
         expect(await stateOf(snapshotId)).toBe('running');
+      });
+
+      it('leaves a row to whoever has claimed it last', async () => {
+        const idempotencyKey = randomUUID();
+        const { row: first } = await one.accept(accepted({ idempotencyKey }));
+        const { row: second } = await other.accept(accepted({ idempotencyKey }));
+        expect(second).toEqual({ ...first, claims: first.claims + 1 });
+        await one.withdraw(first);
+        expect(await stateOf(first.snapshotId)).toBe('accepted');
+        await other.withdraw(second);
+        expect(await stateOf(first.snapshotId)).toBeUndefined();
       });
 
       it('refuses a snapshot id that is taken', async () => {
@@ -239,7 +253,7 @@ export function catalogueContract(name: string, open: () => Promise<OpenedCatalo
         const fresh = { snapshotId: randomUUID(), vm };
         const outcomes = await Promise.allSettled([
           takeOver({ ...fresh, runId: randomUUID() }),
-          takeOver({ ...fresh, runId: randomUUID() }),
+          takeOver({ ...fresh, runId: randomUUID() }, other),
         ]);
         expect(outcomes.map((outcome) => outcome.status).sort()).toEqual(['fulfilled', 'rejected']);
       });

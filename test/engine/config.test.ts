@@ -115,6 +115,37 @@ test('an error of a variable names the variable', async () => {
   await expect(config('', { STILLPOINT_ENGINE_PORT: '1' })).rejects.toThrow(/^STILLPOINT_ENGINE_PORT: no key/);
 });
 
+test('a database is named by a URL, and what that leaves out by the variables of PostgreSQL', async () => {
+  const database = async (url: string) => (await config('', { STILLPOINT_ENGINE_DATABASE_URL: url })).database;
+  expect(await database('postgresql://stillpoint@db.example.org:5433/catalogue')).toEqual({
+    url: { host: 'db.example.org', port: 5433, user: 'stillpoint', database: 'catalogue' },
+    plain: false,
+  });
+  expect(await database('postgres:///catalogue?host=/run/postgresql&user=st%20illpoint')).toMatchObject({
+    url: { host: '/run/postgresql', port: undefined, user: 'st illpoint', database: 'catalogue' },
+  });
+  expect(await database('postgresql://[::1]')).toMatchObject({ url: { host: '::1', user: undefined } });
+});
+
+test.each([
+  ['url: mysql://db/x', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
+  ['url: postgresql://u@a,b/x', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
+  ['url: postgresql://u:secret@db/x', 'url must not hold a password'],
+  ['url: postgresql://u@db/x?password=secret', 'url must not hold a password'],
+  ['url: postgresql://u@db/x?sslmode=disable', 'url knows no parameters but host and user'],
+  ['url: postgresql://u@db/%E0', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
+  ['url: postgresql://u@db/x, ca: /ca.pem, plain: true', ' has both ca and plain'],
+])('a database is not accepted as {%s}, and no secret is repeated', async (text, wrong) => {
+  const refused = await config(`database: {${text}}`).catch((error: Error) => error);
+  expect(String(refused)).toContain(`database${wrong.startsWith(' ') ? '' : '.'}${wrong}`);
+  expect(String(refused)).not.toContain('secret');
+});
+
+test('an API alone needs a database that it can share with a worker', async () => {
+  await expect(config('role: api')).rejects.toThrow(/role can be api only with a database/);
+  expect(await config('role: api\ndatabase: {url: "postgresql:///x"}')).toMatchObject({ role: 'api' });
+});
+
 test('a file that was asked for must be there', () => {
   expect(() => readConfig({ path: join(folder, 'none.yaml'), env: {} })).toThrow(/none\.yaml cannot be read/);
 });
