@@ -2,6 +2,7 @@ import { defineConfig } from 'vitest/config';
 
 /** The suites that need more than Node: `scripts/test.mjs` says for each what it runs on. */
 const onTemporal = ['test/temporal/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/system/**/*.test.ts'];
+const onPostgres = ['test/postgres/**/*.test.ts'];
 const onLab = ['test/lab/**/*.test.ts'];
 const onCeph = ['test/ceph/**/*.test.ts'];
 
@@ -26,7 +27,7 @@ export default defineConfig({
           pool,
           isolate: false,
           include: ['test/**/*.test.ts'],
-          exclude: [...onTemporal, ...onLab, ...onCeph],
+          exclude: [...onTemporal, ...onPostgres, ...onLab, ...onCeph],
           testTimeout: 30_000,
           hookTimeout: 60_000,
         },
@@ -38,6 +39,17 @@ export default defineConfig({
           pool,
           include: onTemporal,
           globalSetup: 'test/temporal/prepare.ts',
+          testTimeout: 60_000,
+          hookTimeout: 300_000,
+        },
+      },
+      {
+        ...shared,
+        test: {
+          name: 'postgres',
+          pool,
+          include: onPostgres,
+          globalSetup: 'test/postgres/prepare.ts',
           testTimeout: 60_000,
           hookTimeout: 300_000,
         },

@@ -1,7 +1,7 @@
 // npm test: every suite, and a closing table of what ran, on what, and how long.
 // `npm test -- unit lab` runs only those; `-- --help` lists them.
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -16,6 +16,13 @@ const lab =
         ? 'needs root: it installs packages and starts a libvirtd of its own'
         : undefined;
 
+const postgres =
+  process.platform !== 'linux'
+    ? `needs Linux; this is ${process.platform}`
+    : process.getuid() !== 0 && !existsSync('/usr/lib/postgresql')
+      ? "needs root: it installs Debian's PostgreSQL"
+      : undefined;
+
 const suites = [
   { name: 'lint', on: 'Biome and buf over the whole tree' },
   // vitest alone would leave one of two cores idle.
@@ -25,13 +32,19 @@ const suites = [
     workers: Math.max(2, availableParallelism() - 1),
   },
   { name: 'temporal', on: 'a real Temporal server, the simulated hypervisor', workers: 2 },
+  {
+    name: 'postgres',
+    on: "Debian's PostgreSQL, a real Temporal server, several engines",
+    cannot: postgres,
+    workers: 2,
+  },
   // Each file has a lab of its own and waits most of its time; more than three starve the guests on small machines.
   { name: 'lab', on: 'real libvirt, QEMU, guest agent and Temporal', cannot: lab, workers: 3 },
   // One storage for all files, and quotas and daemons are set and broken in it: one after another.
   { name: 'ceph', on: 'real Ceph, Cinder, Keystone, libvirt, QEMU and Temporal', cannot: lab, workers: 1 },
 ];
 /** What is side by side here runs side by side: alone, `ceph` leaves the processors idle most of its time, and `unit` never does. */
-const order = [[['lint', 'unit']], [['temporal', 'lab'], ['ceph']]];
+const order = [[['lint', 'unit']], [['temporal', 'postgres', 'lab'], ['ceph']]];
 
 const asked = process.argv.slice(2);
 const unknown = asked.filter((name) => !suites.some((suite) => suite.name === name));
@@ -44,7 +57,9 @@ if (unknown.length > 0) {
 const started = Date.now();
 const reports = mkdtempSync(path.join(tmpdir(), 'stillpoint-tests-'));
 const rows = [];
-await prepare({ temporal: asked.length === 0 || asked.some((name) => ['temporal', 'lab', 'ceph'].includes(name)) });
+await prepare({
+  temporal: asked.length === 0 || asked.some((name) => ['temporal', 'postgres', 'lab', 'ceph'].includes(name)),
+});
 for (const lanes of order) await Promise.all(lanes.map(oneAfterAnother));
 rmSync(reports, { recursive: true, force: true });
 rows.sort((one, other) => suites.indexOf(one.suite) - suites.indexOf(other.suite));

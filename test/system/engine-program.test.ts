@@ -1,13 +1,12 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connectClient } from '@stillpoint/engine/temporal/connection.js';
 import { type DevServer, startDevServer } from '@stillpoint/engine/temporal/dev-server.js';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { installedTemporal } from '../temporal/fixtures/installed-command.js';
+import { EngineProgram } from './fixtures/engine-program.js';
 
 let folder: string;
 let command: string;
@@ -28,69 +27,11 @@ afterEach(async () => {
   engines = [];
 });
 
-/** The engine as it is installed, in a process of its own. */
-class EngineProgram {
-  readonly process: ChildProcess;
-  readonly ended: Promise<{ code: number | null; err: string }>;
-  readonly #lines: Record<string, unknown>[] = [];
-  #heard: () => void = () => {};
-
-  static async start(stateFolder: string, more: object = {}): Promise<EngineProgram> {
-    const config = join(folder, 'engine.yaml');
-    await writeFile(config, JSON.stringify({ listen: '127.0.0.1:0', stateFolder, hosts: { plain: true }, ...more }));
-    const engine = new EngineProgram(config);
-    engines.push(engine);
-    return engine;
-  }
-
-  private constructor(config: string) {
-    const program = new URL('../../engine/dist/main.js', import.meta.url).pathname;
-    this.process = spawn(process.execPath, [program, '--config', config], {
-      env: { PATH: process.env.PATH, TEMPORAL_ADDRESS: temporal.address },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    let rest = '';
-    this.process.stdout?.setEncoding('utf8').on('data', (text: string) => {
-      const lines = (rest + text).split('\n');
-      rest = lines.pop() ?? '';
-      for (const line of lines) this.#lines.push(JSON.parse(line));
-      this.#heard();
-    });
-    let err = '';
-    this.process.stderr?.setEncoding('utf8').on('data', (text: string) => {
-      err += text;
-    });
-    this.ended = once(this.process, 'close').then(([code]) => ({ code, err }));
-  }
-
-  /** Waits for a line of the log. */
-  async said(pattern: RegExp): Promise<string> {
-    for (;;) {
-      const found = this.#lines.map(({ msg }) => String(msg)).find((msg) => pattern.test(msg));
-      if (found !== undefined) return found;
-      const more = new Promise<void>((resolve) => {
-        this.#heard = resolve;
-      });
-      const ended = await Promise.race([more, this.ended]);
-      if (ended !== undefined) throw new Error(`The engine ended ${ended.code}: ${ended.err}`);
-    }
-  }
-
-  async api(): Promise<string> {
-    return (await this.said(/^Server listening at /)).replace('Server listening at ', '');
-  }
-
-  async status(path: string): Promise<number> {
-    const answer = await fetch(`${await this.api()}${path}`);
-    await answer.arrayBuffer();
-    return answer.status;
-  }
-
-  stop(): Promise<{ code: number | null; err: string }> {
-    this.process.kill('SIGTERM');
-    return this.ended;
-  }
-}
+const engineOn = async (stateFolder: string, more = {}) => {
+  const engine = await EngineProgram.start(folder, { stateFolder, ...more }, { TEMPORAL_ADDRESS: temporal.address });
+  engines.push(engine);
+  return engine;
+};
 
 async function restartTemporal(): Promise<void> {
   const port = Number(temporal.address.split(':').at(-1));
@@ -99,7 +40,7 @@ async function restartTemporal(): Promise<void> {
 
 test('SIGTERM ends the engine with 0 and gives the catalogue back', async () => {
   const stateFolder = join(folder, 'sigterm');
-  const engine = await EngineProgram.start(stateFolder);
+  const engine = await engineOn(stateFolder);
   await engine.said(/^ready$/);
   expect(await engine.status('/readyz')).toBe(200);
   expect(existsSync(join(stateFolder, 'catalogue.lock'))).toBe(true);
@@ -109,9 +50,9 @@ test('SIGTERM ends the engine with 0 and gives the catalogue back', async () => 
 
 test('a second engine on the same catalogue ends 1 and says what to do', async () => {
   const stateFolder = join(folder, 'second');
-  const first = await EngineProgram.start(stateFolder);
+  const first = await engineOn(stateFolder);
   await first.api();
-  const second = await EngineProgram.start(stateFolder);
+  const second = await engineOn(stateFolder);
   const { code, err } = await second.ended;
   expect(code).toBe(1);
   expect(err).toContain(`Process ${first.process.pid} holds the catalogue`);
@@ -120,7 +61,7 @@ test('a second engine on the same catalogue ends 1 and says what to do', async (
 
 test('the engine starts while Temporal is away, answers for hosts and VMs, and is ready once Temporal is there', async () => {
   await temporal.stop();
-  const engine = await EngineProgram.start(join(folder, 'early'));
+  const engine = await engineOn(join(folder, 'early'));
   await engine.said(/^Not ready, will try again: Temporal does not answer/);
   expect(await engine.status('/readyz')).toBe(503);
   expect(await engine.status('/v1/vms')).toBe(200);
@@ -130,7 +71,7 @@ test('the engine starts while Temporal is away, answers for hosts and VMs, and i
 });
 
 test('the engine can be stopped while Temporal is away', async () => {
-  const engine = await EngineProgram.start(join(folder, 'away'));
+  const engine = await engineOn(join(folder, 'away'));
   await engine.said(/^ready$/);
   await temporal.stop();
   expect(await engine.status('/readyz')).toBe(503);
@@ -139,7 +80,7 @@ test('the engine can be stopped while Temporal is away', async () => {
 });
 
 test('the engine outlives a restart of Temporal', async () => {
-  const engine = await EngineProgram.start(join(folder, 'restart'));
+  const engine = await engineOn(join(folder, 'restart'));
   await engine.said(/^ready$/);
   await temporal.stop();
   expect(await engine.status('/readyz')).toBe(503);
@@ -159,7 +100,7 @@ test('an engine makes the schedule of its installation, as often as its configur
   try {
     before.push(...(await schedules()));
     for (const reconcileEveryMs of [120_000, 180_000]) {
-      const engine = await EngineProgram.start(join(folder, 'scheduled'), { reconcileEveryMs });
+      const engine = await engineOn(join(folder, 'scheduled'), { reconcileEveryMs });
       await expect
         .poll(
           async () => {
