@@ -48,8 +48,13 @@ const passing = /^(?:08|25006|53|57|58|40)/;
 /** SQLSTATE of a login, a database or a right that is not there, and the codes of Node's TLS for a certificate that is not believed. */
 const denied = /^(?:28...|3D...|42501|[A-Z_]*CERT[A-Z_]*|UNABLE_TO_VERIFY_LEAF_SIGNATURE)$/;
 
-/** Whether a server of PostgreSQL said so in its protocol, in answer to a statement or a login: the connection is as good as before. */
-export function isDatabasesWord(error: unknown): error is Error & { code: string } {
+/** Whether the connection is as good as before: the server refused a statement, and neither goes away nor is the primary no more. */
+export function leavesConnectionGood(error: unknown): boolean {
+  return isDatabasesWord(error) && !/^(?:25006|57P)/.test(error.code);
+}
+
+/** Whether a server of PostgreSQL said so in its protocol, in answer to a statement or a login. */
+function isDatabasesWord(error: unknown): error is Error & { code: string } {
   const { code, severity } = (error ?? {}) as { code?: unknown; severity?: unknown };
   return error instanceof Error && typeof code === 'string' && typeof severity === 'string';
 }

@@ -5,7 +5,7 @@ import type { Logger } from 'pino';
 
 import type { Catalogue } from './catalogue.js';
 import type { DatabaseServer } from './database-url.js';
-import { CatalogueError, isDatabasesWord } from './errors.js';
+import { CatalogueError, leavesConnectionGood } from './errors.js';
 import { openOn } from './open.js';
 import type { Tables } from './tables.js';
 
@@ -77,20 +77,21 @@ async function requireUtf8(db: Kysely<Tables>): Promise<void> {
   );
 }
 
-/** A connection on which anything failed but a statement may have an answer still to come, or none ever: it does not go back into the pool. */
+/** A connection that failed may have an answer still to come, or none ever: it is asked no more, and does not go back into the pool. */
 function dropWhenBroken(client: pg.PoolClient): PostgresPoolClient {
-  let broken: Error | undefined;
+  let failure: Error | undefined;
   return {
     // By a cursor, kysely's other way, nothing of ours is read.
     query: (async (text: string, parameters: unknown[]) => {
+      if (failure !== undefined) throw failure;
       try {
         return await client.query(text, parameters);
       } catch (error) {
-        if (!isDatabasesWord(error)) broken = error as Error;
+        if (!leavesConnectionGood(error)) failure = error as Error;
         throw error;
       }
     }) as unknown as PostgresPoolClient['query'],
-    release: () => client.release(broken),
+    release: () => client.release(failure),
   };
 }
 

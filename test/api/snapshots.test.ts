@@ -134,6 +134,21 @@ describe('snapshots over the REST API', () => {
       expect(served.runs.runs.length).toBe(starts);
     });
 
+    it('leaves the row to an engine that was asked the same and could start what this one could not', async () => {
+      const headers = { 'idempotency-key': randomUUID() };
+      const other = await served.anotherEngine();
+      other.hosts.add('host-a', vm);
+      let byOther: Awaited<ReturnType<typeof post>> | undefined;
+      // The VM was busy when this one asked, and is free when the other one does.
+      served.runs.nextStart = async () => {
+        byOther = await other.ask('POST', `/v1/vms/${vm.uuid}/snapshots`, {}, headers);
+        return { busy: undefined };
+      };
+      expect(await post({}, headers)).toMatchObject({ status: 409, body: { code: 'VM_BUSY' } });
+      expect(byOther).toMatchObject({ status: 202 });
+      expect(await served.catalogue.getSnapshot(byOther?.body.id)).toMatchObject({ state: 'accepted' });
+    });
+
     it('answers 422 to the same Idempotency-Key with another body or VM', async () => {
       const headers = { 'idempotency-key': randomUUID() };
       await post({ name: 'one' }, headers);

@@ -129,7 +129,7 @@ test('a database is named by a URL, and what that leaves out by the variables of
 
 test.each([
   ['url: mysql://db/x', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
-  ['url: postgresql://u@a,b/x', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
+  ['url: "postgresql://u@a,b/x"', 'url must be postgresql://USER@HOST:PORT/DATABASE'],
   ['url: postgresql://u:secret@db/x', 'url must not hold a password'],
   ['url: postgresql://u@db/x?password=secret', 'url must not hold a password'],
   ['url: postgresql://u@db/x?sslmode=disable', 'url knows no parameters but host and user'],

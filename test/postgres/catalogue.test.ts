@@ -104,6 +104,21 @@ describe('the catalogue in PostgreSQL', () => {
     await catalogue.disconnect();
   });
 
+  it('leaves a server that is the primary no more', async () => {
+    const url = await newDatabase();
+    await (await openOn(url)).disconnect();
+    const readOnly = (value: string) =>
+      server.query(`alter database catalogue_${databases} set default_transaction_read_only = ${value}`);
+    await readOnly('on');
+    const catalogue = await openOn(url);
+    const host = { name: 'kvm-01', address: 'kvm-01:8701' };
+    await expect(catalogue.addHost(host)).rejects.toMatchObject({ code: 'CATALOGUE_UNAVAILABLE' });
+    await readOnly('off');
+    // On a new connection: the old one's session is still read-only.
+    expect(await catalogue.addHost(host)).toMatchObject(host);
+    await catalogue.disconnect();
+  });
+
   it('takes a new password into use without a restart', async () => {
     const url = await newDatabase();
     const catalogue = await openOn(url);
