@@ -65,6 +65,7 @@ const row = (state: SnapshotState, over: Partial<SnapshotRow> = {}): SnapshotRow
   runId: 'run-1',
   deletingRunId: undefined,
   createdAt: '2026-11-21T12:00:00.000Z',
+  claims: 1,
   endedAt: undefined,
   plan: { volumes: [{ target: 'vdc', volume, project, name: '', sizeBytes: 1 }] },
   result: undefined,
