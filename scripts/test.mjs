@@ -44,7 +44,13 @@ const suites = [
   { name: 'ceph', on: 'real Ceph, Cinder, Keystone, libvirt, QEMU and Temporal', cannot: lab, workers: 1 },
 ];
 /** What is side by side here runs side by side: alone, `ceph` leaves the processors idle most of its time, and `unit` never does. */
-const order = [[['lint', 'unit']], [['temporal', 'lab'], ['ceph', 'postgres']]];
+const order = [
+  [['lint', 'unit']],
+  [
+    ['temporal', 'lab'],
+    ['ceph', 'postgres'],
+  ],
+];
 
 const asked = process.argv.slice(2);
 const unknown = asked.filter((name) => !suites.some((suite) => suite.name === name));

@@ -1,5 +1,5 @@
 import type { Prepared, WindowVerdict } from './activities.js';
-import type { Gap, Quiesce } from './contract.js';
+import type { Quiesce } from './contract.js';
 import type { Failure } from './failure.js';
 import { type Graded, gradeOf } from './grade.js';
 
@@ -9,8 +9,6 @@ export interface WindowEnd {
   prepared?: Prepared;
   /** Present whenever prepared is. */
   verdict?: WindowVerdict;
-  /** What the freeze's answer told. */
-  frozenGaps: Gap[];
   /** The first thing that failed; absent: every step said that it is done. */
   trouble?: Failure;
 }
@@ -81,7 +79,7 @@ export function decide(end: WindowEnd, now: Circumstances): Decision {
     setDisks: now.setDisks,
     oneTransaction: now.localDisks,
     verdict: now.quiesce === 'skip' ? undefined : verdict,
-    gaps: [...prepared.gaps, ...end.frozenGaps],
+    gaps: prepared.gaps,
     unfrozenBecause: now.unfrozenBecause,
     hypervisor: now.hypervisor,
   });

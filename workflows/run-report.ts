@@ -65,9 +65,9 @@ export class RunReport {
     }
   }
 
-  /** What the run is in now, said by a step that goes on. */
-  enters(state: Progress['state']): void {
-    this.#state = state;
+  /** The run goes on from one state to another, unless it has left the first already. */
+  goesOn(from: Progress['state'], to: Progress['state']): void {
+    if (this.#state === from) this.#state = to;
     this.#tell();
   }
 

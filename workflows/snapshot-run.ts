@@ -285,14 +285,14 @@ const surelyNotFrozen: ReadonlySet<string> = new Set([
   'VM_PAUSED',
 ]);
 
+/** Verdicts of a guest that is not frozen and will not be: libvirt was never asked, or the guest was thawed before there was a verdict. */
+const settled: ReadonlySet<string> = new Set(['NEVER_FROZEN', 'NOT_HELD_IN_TIME', 'HOST_LOST', 'HOST_AGENT_RESTARTED']);
+
 /** A freeze that was asked for, and of which the verdict proves neither that it happened and was thawed nor that it never will. */
 function mayStillFreeze({ verdict, trouble }: WindowEnd): boolean {
   if (verdict === undefined || verdict.held || verdict.window.frozenAt !== undefined) return false;
   const { lostReason } = verdict;
-  // After its restart a host agent gives no verdict before the guest is thawed.
-  if (lostReason === 'NEVER_FROZEN' || lostReason === 'HOST_LOST' || lostReason === 'HOST_AGENT_RESTARTED')
-    return false;
-  return !surelyNotFrozen.has(trouble?.code ?? '');
+  return !settled.has(lostReason ?? '') && !surelyNotFrozen.has(trouble?.code ?? '');
 }
 
 function pendingFailure(failure: Failure): Failure {

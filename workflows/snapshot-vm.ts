@@ -39,14 +39,12 @@ async function takeSnapshot(run: SnapshotRun): Promise<SnapshotVmResult> {
  * attributes, no timers.
  */
 async function throughOneWindow(window: Window): Promise<WindowEnd> {
-  const end: WindowEnd = { frozenGaps: [] };
+  const end: WindowEnd = {};
   try {
     end.prepared = await window.prepare();
     try {
       const freeze = window.isOursToFreeze ? window.freezeFileSystems() : undefined;
-      const cuts = window.makeEveryCut();
-      end.frozenGaps = (await freeze)?.gaps ?? [];
-      await cuts;
+      await Promise.all([freeze, window.makeEveryCut()]);
     } finally {
       end.verdict = await window.thawFileSystems();
     }

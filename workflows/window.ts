@@ -71,14 +71,14 @@ export class Window {
     const { freezeTimeoutMs, vm } = this.#plan;
     const options = {
       summary: `Freezes the file systems of ${vm.name}`,
-      startToCloseTimeout: freezeTimeoutMs + 30_000,
+      startToCloseTimeout: freezeTimeoutMs + 40_000,
     };
     const cuts = this.#plan.volumes.map((disk) => disk.target);
     if (this.#plan.localDisks.length > 0) cuts.unshift(localCut);
     const request = { ...this.#request, cuts, freezeTimeoutMs };
     return this.#untilCancelled('freezing', 'freeze file systems', async () => {
       const frozen = await steps.freezeFileSystems.executeWithOptions(options, [request]);
-      this.#report.enters('frozen');
+      this.#report.goesOn('freezing', 'frozen');
       return frozen;
     });
   }
@@ -86,10 +86,7 @@ export class Window {
   /** All cuts side by side; rejects at the first that fails. Those of a window that we freeze begin with the freeze, and wait on the host for it. */
   makeEveryCut(): Promise<unknown> {
     const local = this.#plan.localDisks.length > 0 ? [this.#cutLocalDisks()] : [];
-    const cuts = Promise.all([...local, ...this.#plan.volumes.map((disk) => this.#cutVolume(disk))]);
-    // Who waits for the freeze first may never come to wait for these.
-    cuts.catch(() => undefined);
-    return cuts;
+    return Promise.all([...local, ...this.#plan.volumes.map((disk) => this.#cutVolume(disk))]);
   }
 
   #cutLocalDisks(): Promise<LocalCut> {

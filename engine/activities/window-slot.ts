@@ -1,12 +1,24 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { ApplicationFailure } from '@temporalio/common';
 import type { SlotHolder } from '../catalogue/catalogue.js';
 import type { ActivityDeps } from './deps.js';
 import { currentRun } from './run.js';
 
+/**
+ * Who is further behind does not wait in the worker, but is asked to come again: its place is kept in the catalogue, and the worker's activities are for those
+ * whose turn is near, above all for the windows that are open.
+ */
+const mostAhead = 100;
+const comeAgainMs = 10_000;
+
 /** Every how many polls the runs ahead are asked for, so that a dead one does not hold up everybody behind it. */
 const pollsPerCheck = 10;
 
-/** Waits for one of the installation's window slots. */
+/**
+ * Waits for one of the installation's window slots.
+ *
+ * @throws ApplicationFailure WINDOW_QUEUED, which Temporal repeats, where very many are ahead
+ */
 export async function takeWindowSlot(
   deps: ActivityDeps,
   snapshotId: string,
@@ -18,6 +30,13 @@ export async function takeWindowSlot(
   for (let poll = 0; ; poll += 1) {
     const answer = await deps.catalogue.takeSlot({ snapshotId, ...run, limit });
     if (answer.taken) return;
+    if (answer.ahead > mostAhead) {
+      throw ApplicationFailure.create({
+        type: 'WINDOW_QUEUED',
+        message: `${answer.ahead} snapshots are ahead of this one; it comes again in ${comeAgainMs / 1_000} s and keeps its place.`,
+        nextRetryDelay: comeAgainMs,
+      });
+    }
     tell({ ahead: answer.ahead });
     if (poll % pollsPerCheck === 0) {
       for (const holder of answer.holders) {

@@ -33,8 +33,8 @@ export function createWorker(settings: WorkerSettings): Promise<Worker> {
     activities: createActivities(settings.deps),
     // Above the default of 3: eager steps skip a round trip inside the window, once for the freeze, the cuts and the thaw.
     maxEagerActivityReservationsPerWorkflowTask: 20,
-    // Few windows are open at once, but each keeps one for its freeze and one for every disk from before the freeze on, which must never wait for another;
-    // and waiting, undoing and merging runs keep one each for long.
+    // Few windows are open at once, but each keeps one for its freeze and one for every disk from before the freeze on; waiting (window-slot.ts has a limit),
+    // undoing and merging runs keep one each for long, and no window is to wait for them.
     maxConcurrentActivityTaskExecutions: 1_000,
     // Everything in here heartbeats for its own sake; the SDK would hold heartbeats back for up to a minute.
     maxHeartbeatThrottleInterval: '1 s',

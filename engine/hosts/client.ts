@@ -24,8 +24,8 @@ const deadlines = {
   /** It reads every chain of the host, one after another. */
   listOverlays: 120_000,
   prepare: 120_000,
-  /** Beside the freeze's own timeout: the status question before it and the watch's beginning after it. */
-  freezeBeside: 20_000,
+  /** Beside the freeze's own timeout: the wait for every cut to be ready, and what is asked of the guest before. */
+  freezeBeside: 30_000,
   snapshotVm: 100_000,
   /** A thaw hook may be slow: the host agent gives it 60 s. */
   thaw: 75_000,

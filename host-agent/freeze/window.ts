@@ -439,6 +439,7 @@ export class Window {
       reason,
       detail: `Who was to make the cut ${name} gave up before the freeze was answered: ${cut.reason}`,
     });
+    cut.lost.abort(this.#closedError());
     return { inTime: false, reason: cut.reason };
   }
 

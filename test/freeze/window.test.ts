@@ -130,6 +130,7 @@ test.each([
   const [vda, vdb] = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
   expect(vda?.end(outcome).inTime).toBe(false);
   expect(vdb?.lost.aborted).toBe(true);
+  await expect(vda?.held).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   await expect(room.freeze(freezeRequest())).rejects.toMatchObject({ code: 'WINDOW_CLOSED' });
   expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: reason, frozenFileSystems: 0 });
   expect(calls).not.toContain('freeze');

@@ -68,6 +68,12 @@ describe('undoWindow before another window', () => {
 });
 
 describe('a run that waits for its window', () => {
+  it('comes again later, and keeps no activity of the worker, while very many are ahead', async () => {
+    const deps = depsWith({ catalogue: { takeSlot: async () => ({ taken: false, ahead: 101, holders: [] }) } });
+    const waiting = asActivity(() => takeWindowSlot(deps, 's', new AbortController().signal, () => {}));
+    await expect(waiting).rejects.toMatchObject({ type: 'WINDOW_QUEUED', nonRetryable: false, nextRetryDelay: 10_000 });
+  });
+
   it('goes on waiting when Temporal does not say whether the runs ahead are over', async () => {
     let asked = 0;
     const deps = depsWith({
