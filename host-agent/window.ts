@@ -249,6 +249,13 @@ export interface OverlayFile {
   usedBy: { vm: string; target: string } | undefined;
 }
 
+export interface OverlayFiles {
+  /** One entry a use. */
+  overlays: OverlayFile[];
+  /** Those with a chain that could not be read to its end. */
+  unreadVms: string[];
+}
+
 /** Which disks, which flags, overlays, undo, delete. Prepare, cut, undo and delete of one VM run one at a time. */
 export interface SnapshotRoom {
   /** Where disks may lie (host-agent.yaml), for GetHost. */
@@ -257,11 +264,8 @@ export interface SnapshotRoom {
   leftOut(vm: Vm): Promise<Map<string, LeftOut | undefined>>;
   /** Size as the guest sees it; 0 where unknown. */
   sizeBytes(disk: Disk): Promise<number>;
-  /**
-   * Every overlay file in the locations' folders, beside the images that VMs use, and in their chains; one entry a use. `unreadVms`: those with a chain
-   * that could not be read to its end.
-   */
-  overlayFiles(): Promise<{ overlays: OverlayFile[]; unreadVms: string[] }>;
+  /** Every overlay file in the locations' folders, beside the images that VMs use, and in their chains. Who asks while they are read joins that. */
+  overlayFiles(): Promise<OverlayFiles>;
   /** All checks and the overlay files for the local disks of a window, durably; idempotent per window. See Prepare in the proto for errors. */
   prepare(request: {
     vm: string;

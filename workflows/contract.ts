@@ -68,6 +68,8 @@ export interface DeleteSnapshotInput {
   snapshotId: string;
   /** Take back only what a run has left: a snapshot that is complete is refused (SNAPSHOT_STATE). */
   leftoversOnly?: boolean;
+  /** Refuse also (SNAPSHOT_STATE) where Temporal does not say that the run died which left it: what nobody has asked for needs that proof. */
+  provenDead?: boolean;
 }
 
 /** Input of `reconcile`, which compares catalogue, Temporal, Cinder and the hosts. */

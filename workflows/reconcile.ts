@@ -74,7 +74,7 @@ function carriedOut(how: Repair, text: string): Promise<unknown> {
   return how.kind === 'clean-up'
     ? executeChild('deleteSnapshot', {
         ...options,
-        args: [{ vm: how.vm, snapshotId: how.snapshotId, leftoversOnly: true }],
+        args: [{ vm: how.vm, snapshotId: how.snapshotId, leftoversOnly: true, provenDead: true }],
       })
     : executeChild('removeLeftover', { ...options, args: [how] });
 }

@@ -7,13 +7,16 @@ import {
 } from '@stillpoint/workflows';
 import type { z } from 'zod';
 import type { SnapshotRow } from '../catalogue/catalogue.js';
+import { isCinderError } from '../cinder/errors.js';
 import { deleteSnapshotInput, inputFaults, snapshotVmInput } from '../contract/snapshot-input.js';
+import { doubtAbout, inARun, ownRunOf, waysOut } from '../doctor/dead-run.js';
 import type { ActivityDeps } from './deps.js';
 import { candidates, chooseDisks } from './disks.js';
-import { ActivityError } from './failure.js';
+import { ActivityError, cloudOf } from './failure.js';
 import { findRunningVm } from './find-vm.js';
 import { currentRun, idOfRun, isOnlyForVolumes } from './run.js';
 import { whoseDisks } from './volume-disks.js';
+import { isGraded, ownMetadata } from './volume-names.js';
 
 /** How long the guest agent may take to freeze where the request does not say, ms. */
 const defaultFreezeTimeoutMs = 30_000;
@@ -87,6 +90,7 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
       advice: 'See its snapshots: stillpoint snapshot list.',
     });
   }
+  if (input.provenDead === true) await requireDeadRun(deps, row, run.runId);
   if (input.leftoversOnly === true && !(await isLeftover(deps, row))) {
     throw new ActivityError('SNAPSHOT_STATE', `Nothing of snapshot ${input.snapshotId} is left over.`, {
       advice: 'See its state: stillpoint snapshot show. To delete it as it is: stillpoint snapshot delete.',
@@ -123,6 +127,34 @@ export async function acceptDelete(deps: ActivityDeps, given: DeleteSnapshotInpu
     isWhole: row.state === 'complete',
     leftOpen: row.result === undefined && !knowsParts && (row.endedAt === undefined || row.pending.length > 0),
   };
+}
+
+/** What was found is proven again before anything is changed: the catalogue may have been restored since. */
+async function requireDeadRun(deps: ActivityDeps, row: SnapshotRow, ownRunId: string): Promise<void> {
+  const isTaken = row.state === 'deleting' && row.deletingRunId === ownRunId;
+  if (!inARun.includes(row.state) || isTaken) return;
+  const run = ownRunOf(row);
+  const status = run && (await deps.runs.statusOf(run.workflowId, run.runId));
+  const doubt = doubtAbout(row, status, await gradedPart(deps, row));
+  if (doubt === undefined) return;
+  throw new ActivityError('SNAPSHOT_STATE', `Snapshot ${row.snapshotId} is ${row.state}. ${doubt}`, {
+    advice: waysOut(row.snapshotId),
+    metadata: { state: row.state },
+  });
+}
+
+/** @throws ActivityError SNAPSHOT_STATE where Cinder does not answer: a repair that waited for it would hold up the VM's next snapshot */
+async function gradedPart(deps: ActivityDeps, row: SnapshotRow): Promise<string | undefined> {
+  if (((row.plan as Partial<Plan> | undefined)?.volumes ?? []).length === 0) return undefined;
+  const metadata = ownMetadata({ installation: deps.installationId, snapshot: row.snapshotId });
+  try {
+    const inCinder = await cloudOf(deps).cinder.findSnapshots({ metadata });
+    return inCinder.find((each) => isGraded(each.metadata))?.id;
+  } catch (error) {
+    if (!isCinderError(error)) throw error;
+    const text = `Whether snapshot ${row.snapshotId} was recorded is not known: Cinder did not answer. ${error.message}`;
+    throw new ActivityError('SNAPSHOT_STATE', text, { metadata: { state: row.state }, cause: error });
+  }
 }
 
 /**

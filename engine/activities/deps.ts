@@ -51,6 +51,8 @@ export interface Cloud {
 export interface Runs {
   /** Whether the run is closed, or was never there. */
   isClosed(workflowId: string, runId: string): Promise<boolean>;
+  /** The run's status by Temporal's name (COMPLETED, TERMINATED, …); `undefined`: it was never there, or Temporal has it no more. */
+  statusOf(workflowId: string, runId: string): Promise<string | undefined>;
   /** Whether a run is open under this id. */
   hasOpen(workflowId: string): Promise<boolean>;
 }

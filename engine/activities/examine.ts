@@ -1,5 +1,6 @@
 import { type Examination, type JudgedFinding, type ReconcileInput, workflowIdOf } from '@stillpoint/workflows';
 import { reconcileInput } from '../contract/snapshot-input.js';
+import { inARun, ownRunOf } from '../doctor/dead-run.js';
 import { judge, keyOf } from '../doctor/judge.js';
 import type { Observation } from '../doctor/observation.js';
 import { observe } from '../doctor/observe.js';
@@ -40,10 +41,16 @@ async function look(
   signal: AbortSignal,
 ): Promise<{ seen: Observation; findings: JudgedFinding[] }> {
   const seen = await observe(deps, signal);
-  const inQuestion = new Set(judge(seen, new Set()).flatMap(({ about }) => about.vm?.uuid ?? []));
+  const inQuestion = new Set(judge(seen, new Set(), new Map()).flatMap(({ about }) => about.vm?.uuid ?? []));
   const busy = new Set<string>();
   for (const vm of inQuestion) if (await deps.runs.hasOpen(workflowIdOf(vm))) busy.add(vm);
-  return { seen, findings: judge(seen, busy) };
+  const statuses = new Map<string, string | undefined>();
+  for (const row of seen.rows.values()) {
+    const run = ownRunOf(row);
+    if (run === undefined || !inARun.includes(row.state) || busy.has(row.vm)) continue;
+    statuses.set(row.snapshotId, await deps.runs.statusOf(run.workflowId, run.runId));
+  }
+  return { seen, findings: judge(seen, busy, statuses) };
 }
 
 function examinationOf(at: string, { hosts, rows, cloud }: Observation, findings: JudgedFinding[]): Examination {

@@ -2,6 +2,7 @@ import type { Leftover } from '@stillpoint/workflows';
 import { z } from 'zod';
 import { isCinderError } from '../cinder/errors.js';
 import { vmUuid } from '../contract/snapshot-input.js';
+import { inARun } from '../doctor/dead-run.js';
 import { isLeftInCinder } from '../doctor/judge.js';
 import { checked, requireWorkflowId } from './accept.js';
 import type { ActivityDeps } from './deps.js';
@@ -32,6 +33,9 @@ export async function removeLeftover(
   const host = deps.hosts.host(name);
   const { hold } = await host.getVm(vm, { signal });
   if (hold.operation !== operation || hold.installation !== deps.installationId) return { removed: false };
+  // Its clean-up gives the VM back, where the death of its run is proven.
+  const row = await deps.catalogue.getSnapshot(operation);
+  if (row !== undefined && inARun.includes(row.state)) return { removed: false };
   await cleanUpAfterDeadRun(deps, host, { vm, operation, window: hold.window }, signal, tell);
   return { removed: true };
 }

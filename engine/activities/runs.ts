@@ -1,19 +1,21 @@
 import { type Client, WorkflowNotFoundError } from '@temporalio/client';
 import type { Runs } from './deps.js';
 
-/** Asks Temporal whether a run is closed. */
+/** Asks Temporal what became of a run. */
 export function runsOf(client: Client): Runs {
-  const isOpen = async (workflowId: string, runId?: string): Promise<boolean> => {
+  const statusOf = async (workflowId: string, runId?: string): Promise<string | undefined> => {
     try {
       const { status } = await client.workflow.getHandle(workflowId, runId).describe();
-      return status.name === 'RUNNING' || status.name === 'PAUSED';
+      return status.name;
     } catch (error) {
-      if (error instanceof WorkflowNotFoundError) return false;
+      if (error instanceof WorkflowNotFoundError) return undefined;
       throw error;
     }
   };
+  const isOpen = (status: string | undefined) => status === 'RUNNING' || status === 'PAUSED';
   return {
-    isClosed: async (workflowId, runId) => !(await isOpen(workflowId, runId)),
-    hasOpen: (workflowId) => isOpen(workflowId),
+    isClosed: async (workflowId, runId) => !isOpen(await statusOf(workflowId, runId)),
+    statusOf: (workflowId, runId) => statusOf(workflowId, runId),
+    hasOpen: async (workflowId) => isOpen(await statusOf(workflowId)),
   };
 }

@@ -9,6 +9,8 @@ const keys = {
   window: 'stillpoint_window',
 } as const;
 
+const gradeKey = 'stillpoint_grade';
+
 /** Cinder's limit for a name, a description and a metadata value, characters. */
 const longest = 255;
 
@@ -80,5 +82,10 @@ export function snapshotOf(metadata: Record<string, string>): string {
 
 /** What is added once it is known. */
 export function gradeMetadata(grade: Grade): Record<string, string> {
-  return { stillpoint_grade: grade };
+  return { [gradeKey]: grade };
+}
+
+/** Whether a grade was added: only to what is recorded. */
+export function isGraded(metadata: Record<string, string>): boolean {
+  return metadata[gradeKey] !== undefined;
 }

@@ -81,6 +81,10 @@ export const deleteSnapshotInput = z.strictObject({
     .boolean()
     .describe('Take back only what a run has left: a snapshot that is complete is refused')
     .exactOptional(),
+  provenDead: z
+    .boolean()
+    .describe('Refuse also where Temporal does not say that the run died which left it, as the reconciler does')
+    .exactOptional(),
 }) satisfies z.ZodType<DeleteSnapshotInput, DeleteSnapshotInput>;
 
 /** Input of `reconcile`, and the REST body that starts one. */

@@ -1,13 +1,12 @@
 import { posix } from 'node:path';
 import type { JudgedFinding, LocalPart, Plan, VolumePart } from '@stillpoint/workflows';
-import { snapshotOf } from '../activities/volume-names.js';
+import { isGraded, snapshotOf } from '../activities/volume-names.js';
 import type { SnapshotRow, SnapshotState } from '../catalogue/catalogue.js';
 import type { VolumeSnapshot } from '../cinder/cinder.js';
 import type { HostVm } from '../hosts/hosts.js';
+import { doubtAbout, inARun, waysOut } from './dead-run.js';
 import { type HostAnswer, type Observation, operationOf } from './observation.js';
 
-/** Some run has taken the row over and has not written its end. */
-const inARun: readonly SnapshotState[] = ['running', 'recording', 'undoing', 'deleting'];
 /** What such rows, and those that are pending, have made is theirs: whoever ends them finds it. */
 const owed: readonly SnapshotState[] = ['accepted', ...inARun, 'cleanup-pending'];
 /** With these Cinder's data is not there, or not to be relied on. */
@@ -15,10 +14,15 @@ const brokenStatus: readonly (string | undefined)[] = [undefined, 'error', 'erro
 
 /**
  * What one look shows, judged; docs/doctor.md has the same in words. `busy`: VMs with an open run under their workflow id. That run ends, or cleans up, what
- * is seen of it: nothing is concluded about what it may be at work on.
+ * is seen of it: nothing is concluded about what it may be at work on. `statuses`: Temporal's word on the own run of each row whose end is not written, by the
+ * snapshot's id; `undefined`, or none: Temporal has no such run.
  */
-export function judge(seen: Observation, busy: ReadonlySet<string>): JudgedFinding[] {
-  const judges = new Judges(seen);
+export function judge(
+  seen: Observation,
+  busy: ReadonlySet<string>,
+  statuses: ReadonlyMap<string, string | undefined>,
+): JudgedFinding[] {
+  const judges = new Judges(seen, statuses);
   const findings = [
     ...judges.away(),
     ...judges.guests(),
@@ -39,23 +43,34 @@ export function keyOf({ code, about }: JudgedFinding): string {
 
 class Judges {
   readonly #seen: Observation;
+  readonly #statuses: ReadonlyMap<string, string | undefined>;
   readonly #answered: HostAnswer[];
 
-  constructor(seen: Observation) {
+  constructor(seen: Observation, statuses: ReadonlyMap<string, string | undefined>) {
     this.#seen = seen;
+    this.#statuses = statuses;
     this.#answered = seen.hosts.filter((host): host is HostAnswer => !('away' in host));
   }
 
   *away(): Generator<JudgedFinding> {
     const nothing = 'Nothing is concluded about what it has.';
     for (const host of this.#seen.hosts) {
-      if (!('away' in host)) continue;
-      yield {
-        code: 'HOST_AWAY',
-        about: { host: host.name },
-        text: `Host ${host.name} did not tell what it has: ${host.away}`,
-        advice: `${nothing} See that it is up; if it is gone for good: stillpoint host remove ${host.name} --lost.`,
-      };
+      if ('away' in host) {
+        yield {
+          code: 'HOST_AWAY',
+          about: { host: host.name },
+          text: `Host ${host.name} did not tell what it has: ${host.away}`,
+          advice: `${nothing} See that it is up; if it is gone for good: stillpoint host remove ${host.name} --lost.`,
+        };
+      } else if (host.overlaysAway !== undefined) {
+        yield {
+          code: 'HOST_AWAY',
+          about: { host: host.name, thing: 'overlay files' },
+          text: `Host ${host.name} did not tell its overlay files: ${host.overlaysAway}`,
+          advice:
+            'Nothing is concluded about its overlays. Look again; if it stays so, see that its host agent is of the version of the engine, and how long its folders take to be read.',
+        };
+      }
     }
     const { cloud } = this.#seen;
     if (cloud !== 'none' && !('away' in cloud)) return;
@@ -95,8 +110,14 @@ class Judges {
       };
       const which = `Snapshot ${row.name ?? snapshotId} of ${vmName}`;
       if (inARun.includes(state)) {
-        const text = `${which} is ${state}, and no run of its VM is open: its run was terminated, or Temporal has lost it.`;
-        yield { code: 'RUN_GONE', about, text, ...this.#cleanUp(row, 'What the run made is taken back.') };
+        const status = this.#statuses.get(snapshotId);
+        const doubt = doubtAbout(row, status, this.#gradedPart(row));
+        const text = `${which} is ${state}, and no run of its VM is open. ${doubt ?? `Its run ended as ${status}, and is not recorded.`}`;
+        const whatNow =
+          doubt === undefined
+            ? this.#cleanUp(row, 'What the run made is taken back.')
+            : { advice: waysOut(snapshotId) };
+        yield { code: 'RUN_GONE', about, text, ...whatNow };
       } else if (state === 'cleanup-pending') {
         const text = `${which} has something pending. ${row.pending.join(' ')}`.trim();
         yield { code: 'CLEANUP_PENDING', about, text, ...this.#cleanUp(row, 'It is cleaned up again.') };
@@ -198,6 +219,10 @@ class Judges {
 
   #cleanUp(row: SnapshotRow, what: string): Pick<JudgedFinding, 'advice' | 'repair'> {
     const answers = this.#answered.some(({ name }) => name === row.host);
+    const { cloud } = this.#seen;
+    if (answers && inARun.includes(row.state) && volumesOf(row).length > 0 && (cloud === 'none' || 'away' in cloud)) {
+      return { advice: 'Cinder does not answer, which may know more of it: it is left until that does.' };
+    }
     if (answers) return { advice: what, repair: { kind: 'clean-up', vm: row.vm, snapshotId: row.snapshotId } };
     const isAway = this.#seen.hosts.some(({ name }) => name === row.host);
     return {
@@ -205,6 +230,13 @@ class Judges {
         ? `Its host ${row.host} does not answer: it is left until that does.`
         : `Its host ${row.host} was removed as lost. What lies on it is lost with it; if it comes back: stillpoint host add ${row.host} ADDRESS.`,
     };
+  }
+
+  /** Id of one of the snapshot's parts in Cinder that carries a grade. */
+  #gradedPart({ snapshotId }: SnapshotRow): string | undefined {
+    const { cloud } = this.#seen;
+    if (cloud === 'none' || 'away' in cloud) return undefined;
+    return cloud.snapshots.find(({ metadata }) => snapshotOf(metadata) === snapshotId && isGraded(metadata))?.id;
   }
 
   #whatIsMissing(row: SnapshotRow, part: LocalPart | VolumePart): string | undefined {

@@ -19,6 +19,8 @@ export interface HostAnswer extends HostOverlayFiles {
   /** Installation that its host agent's journal belongs to; empty: none yet. */
   installation: string;
   vms: HostVm[];
+  /** Why it did not tell its overlay files: then none is known, and no VM's chain is read. */
+  overlaysAway?: string;
 }
 
 export type CloudSeen =

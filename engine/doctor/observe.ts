@@ -34,17 +34,23 @@ export async function observe(deps: Deps, signal: AbortSignal): Promise<Observat
 async function hostSeen({ hosts }: Deps, name: string, signal: AbortSignal): Promise<HostSeen> {
   const host = hosts.host(name);
   try {
+    // Reading the folders may take longer than the host agent's answer may, and an older host agent does not know the call: what it holds is told all the same.
     const [{ installation }, vms, files] = await Promise.all([
       host.facts({ signal }),
       host.listVms({ signal }),
-      host.listOverlays({ signal }),
+      host.listOverlays({ signal }).catch((error: unknown) => hostAway(error, signal)),
     ]);
-    return { name, installation, vms, ...files };
+    if (!('away' in files)) return { name, installation, vms, ...files };
+    return { name, installation, vms, overlays: [], unreadVms: vms.map(({ uuid }) => uuid), overlaysAway: files.away };
   } catch (error) {
-    if (signal.aborted) throw signal.reason;
-    if (!isHostError(error)) throw error;
-    return { name, away: `${error.message} ${error.advice}`.trim() };
+    return { name, ...hostAway(error, signal) };
   }
+}
+
+function hostAway(error: unknown, signal: AbortSignal): { away: string } {
+  if (signal.aborted) throw signal.reason;
+  if (!isHostError(error)) throw error;
+  return { away: `${error.message} ${error.advice}`.trim() };
 }
 
 type Listed = 'none' | { away: string } | { cinder: Cinder; project: string; snapshots: VolumeSnapshot[] };

@@ -2,7 +2,16 @@ import { posix } from 'node:path';
 import type { Logger } from 'pino';
 import { HostAgentError, type HostAgentErrorCode, isHostAgentError } from '../errors.js';
 import type { Disk, Hypervisor, Vm } from '../hypervisor.js';
-import type { LeftOut, MergedDisk, MergeProgress, Overlay, OverlayFile, Pinned, SnapshotRoom } from '../window.js';
+import type {
+  LeftOut,
+  MergedDisk,
+  MergeProgress,
+  Overlay,
+  OverlayFile,
+  OverlayFiles,
+  Pinned,
+  SnapshotRoom,
+} from '../window.js';
 import { type Definitions, readChains, readDefinitions, realPath, unreadChain } from './chain.js';
 import { judgeDisk, type LocalDisk } from './disks.js';
 import { defaultLocations, hostilePath, Locations } from './locations.js';
@@ -88,6 +97,8 @@ class Room implements SnapshotRoom {
     string,
     { result: Promise<MergedDisk[]>; listeners: Set<(progress: MergeProgress) => void> }
   >();
+  /** Under way: an engine whose deadline has passed asks again, and a second one would only make both slower. */
+  #walk: Promise<OverlayFiles> | undefined;
   /** Monotonic ms at which libvirt was asked at the latest, in this life. */
   readonly #askedAt = new Map<string, number>();
   /** A switch that an earlier life asked for was asked before this. */
@@ -131,7 +142,14 @@ class Room implements SnapshotRoom {
     }
   }
 
-  async overlayFiles() {
+  overlayFiles(): Promise<OverlayFiles> {
+    this.#walk ??= this.#walkedOverlays().finally(() => {
+      this.#walk = undefined;
+    });
+    return this.#walk;
+  }
+
+  async #walkedOverlays(): Promise<OverlayFiles> {
     const { images } = this.#hypervisor;
     const overlays: OverlayFile[] = [];
     const unreadVms = new Set<string>();

@@ -101,16 +101,21 @@ interface Seen {
   hosts?: HostSeen[];
   rows?: SnapshotRow[];
   cloud?: CloudSeen;
+  /** Of every row's own run; null: Temporal has it no more. */
+  status?: string | null;
 }
 
-function judged({ hosts = [host()], rows = [], cloud: seen = cloud([]) }: Seen, busy: string[] = []) {
+function judged(
+  { hosts = [host()], rows = [], cloud: seen = cloud([]), status = 'TERMINATED' }: Seen,
+  busy: string[] = [],
+) {
   const observation: Observation = {
     installation: ours,
     hosts,
     cloud: seen,
     rows: new Map(rows.map((each) => [each.snapshotId, each])),
   };
-  return judge(observation, new Set(busy));
+  return judge(observation, new Set(busy), new Map(rows.map((each) => [each.snapshotId, status ?? undefined])));
 }
 
 /** Code and repair of each finding. */
@@ -139,12 +144,59 @@ describe('what fits', () => {
 
 describe('a row whose end is not written', () => {
   it.each(['running', 'recording', 'undoing', 'deleting'] as const)(
-    'is cleaned up where no run is open: %s',
+    'is cleaned up where its run was terminated: %s',
     (state) => {
       expect(told({ rows: [row(state)] })).toEqual(['RUN_GONE clean-up']);
       expect(judged({ rows: [row(state)] })[0]?.repair).toEqual({ kind: 'clean-up', vm: uuid, snapshotId: id });
     },
   );
+
+  it.each<[SnapshotState, string | null, string]>([
+    ['running', 'FAILED', 'clean-up'],
+    ['running', 'TIMED_OUT', 'clean-up'],
+    ['running', 'CANCELLED', 'clean-up'],
+    ['running', 'COMPLETED', 'a person'],
+    ['recording', 'COMPLETED', 'a person'],
+    ['undoing', 'COMPLETED', 'a person'],
+    ['running', 'CONTINUED_AS_NEW', 'a person'],
+    ['running', 'RUNNING', 'a person'],
+    ['running', null, 'a person'],
+    ['recording', null, 'a person'],
+    ['deleting', 'TIMED_OUT', 'clean-up'],
+    ['deleting', 'CANCELLED', 'a person'],
+    ['deleting', 'FAILED', 'a person'],
+    ['deleting', 'COMPLETED', 'a person'],
+    ['deleting', null, 'a person'],
+  ])('that is %s, whose run ended as %s, is for: %s', (state, status, whom) => {
+    const [finding, ...others] = judged({ rows: [row(state)], status });
+    expect(others).toEqual([]);
+    expect(finding).toMatchObject({
+      code: 'RUN_GONE',
+      text: expect.stringContaining(status ?? 'does not have its run'),
+    });
+    expect(finding?.repair?.kind ?? 'a person').toBe(whom);
+    if (whom === 'clean-up') return;
+    expect(finding?.advice).toContain('nothing is to be done');
+    expect(finding?.advice).toContain(`stillpoint snapshot cleanup ${id}`);
+    expect(finding?.advice).toContain(`stillpoint snapshot delete ${id}`);
+  });
+
+  it.each(['running', 'deleting'] as const)('is for a person where Cinder has its grade: %s', (state) => {
+    const graded = inCinder({ metadata: { ...inCinder().metadata, stillpoint_grade: 'filesystem' } });
+    const [finding, ...others] = judged({ rows: [row(state)], cloud: cloud([graded]) });
+    expect(others).toEqual([]);
+    expect(finding).toMatchObject({ code: 'RUN_GONE', text: expect.stringContaining('cinder-1 carries its grade') });
+    expect(finding?.repair).toBeUndefined();
+  });
+
+  it('of a snapshot with volumes waits for a Cinder that does not answer', () => {
+    for (const seen of ['none', { away: 'Keystone does not answer.' }] as const) {
+      const of = { rows: [row('running')], cloud: seen };
+      expect(told(of)).toEqual(['CLOUD_AWAY a person', 'RUN_GONE a person']);
+      expect(judged(of)[1]?.advice).toContain('Cinder does not answer');
+    }
+    expect(told({ rows: [row('running', { plan: {} })], cloud: 'none' })).toEqual(['RUN_GONE clean-up']);
+  });
 
   it.each<[string, SnapshotRow]>([
     ['running', row('running')],
@@ -341,6 +393,13 @@ describe('what does not answer', () => {
     expect(told({ ...whole, cloud: { away: 'Keystone does not answer.' } })).toEqual(['CLOUD_AWAY a person']);
     expect(told({ ...whole, cloud: 'none' })).toEqual(['CLOUD_AWAY a person']);
     expect(told({ cloud: 'none' })).toEqual([]);
+  });
+
+  it('of overlay files alone is told, and what the host holds is told all the same', () => {
+    const held = vm({ operation: id, window, installation: ours, freezeState: 'still-frozen' });
+    const hosts = [host({ vms: [held], overlaysAway: 'It took too long.', unreadVms: [uuid] })];
+    expect(told({ ...whole, hosts })).toEqual(['HOST_AWAY a person', 'GUEST_FROZEN a person', 'VM_HELD reservation']);
+    expect(judged({ hosts })[0]?.text).toContain('its overlay files: It took too long.');
   });
 
   it('may be where a VM runs that is defined here: its chain here is no proof', () => {

@@ -47,3 +47,27 @@ it('names the VMs with a chain that it cannot read to its end', async () => {
   lab.simulated.inject('info', { reject: 'IMAGE_INVALID' }, { times: 1 });
   expect((await life.room.overlayFiles()).unreadVms).toEqual([lab.vm.uuid]);
 });
+
+it('joins the reading that is under way, and reads anew after it, also after one that failed', async () => {
+  const lab = new Lab();
+  const { room } = await lab.life();
+  let readings = 0;
+  lab.simulated.onCall(({ name, phase }) => {
+    if (name === 'listVms' && phase === 'begins') readings += 1;
+  });
+  const held = lab.simulated.inject('listVms', { hold: 'before' }, { times: 1 });
+  const both = [room.overlayFiles(), room.overlayFiles()];
+  await held.hit;
+  held.release();
+  const [one, other] = await Promise.all(both);
+  expect(one).toEqual(other);
+  expect(readings).toBe(1);
+
+  lab.simulated.inject('listVms', { reject: 'LIBVIRT_UNREACHABLE' }, { times: 1 });
+  await expect(Promise.all([room.overlayFiles(), room.overlayFiles()])).rejects.toMatchObject({
+    code: 'LIBVIRT_UNREACHABLE',
+  });
+  lab.simulated.files.add({ path: overlayOf(window1) });
+  expect((await room.overlayFiles()).overlays).toHaveLength(1);
+  expect(readings).toBe(3);
+});

@@ -86,6 +86,7 @@ describe('a run that waits for its window', () => {
       },
       runs: {
         isClosed: () => Promise.reject(new Error('Temporal is away')),
+        statusOf: () => Promise.reject(new Error('Temporal is away')),
         hasOpen: () => Promise.reject(new Error('Temporal is away')),
       },
     });

@@ -79,7 +79,7 @@ it('carries each repair out under the id of its VM, one after another, and tells
   expect(findings[0]).not.toHaveProperty('repair');
   expect(looked).toEqual({ hosts: 1, snapshots: 2, overlays: 3, volumeSnapshots: 4 });
   expect(names(calls)).toEqual(['acceptDelete', 'deleteParts', 'closeDelete', 'release', 'removeLeftover']);
-  expect(calls[0]?.request).toEqual({ vm, snapshotId, leftoversOnly: true });
+  expect(calls[0]?.request).toEqual({ vm, snapshotId, leftoversOnly: true, provenDead: true });
   const { typedSearchAttributes } = await world.client.workflow.getHandle(doctorId).describe();
   expect(typedSearchAttributes.getAll().find(({ key }) => key.name === 'StillpointFindings')?.value).toBe(1);
 });

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Cloud } from '@stillpoint/engine/activities/deps.js';
 import type { Catalogue } from '@stillpoint/engine/catalogue/catalogue.js';
+import { CatalogueError } from '@stillpoint/engine/catalogue/errors.js';
 import { CinderClient } from '@stillpoint/engine/cinder/client.js';
 import { readCloud } from '@stillpoint/engine/cinder/read-cloud.js';
 import { keepSchedule, scheduleIdOf, TemporalDoctor } from '@stillpoint/engine/temporal/doctor.js';
@@ -34,6 +35,10 @@ let volumes: string[];
 let installationId: string;
 /** Rows that the catalogue has lost. */
 const lost = new Set<string>();
+/** Writes that it has lost, and yet had answered: a standby that lacked them took over, or it was restored from a backup made before. */
+const lostWrites = new Set<keyof Catalogue>();
+/** What happens as soon as a deletion has the row. */
+let onceDeleting: (() => Promise<unknown>) | undefined;
 
 beforeAll(async () => {
   standIn = await startCinderStandIn({ times: { acceptMs: 2, cutMs: 20, availableMs: 30, deleteMs: 5 } });
@@ -65,7 +70,11 @@ beforeEach(() => {
   addVm(host);
 });
 
-afterEach(() => standIn.faults.clear());
+afterEach(() => {
+  standIn.faults.clear();
+  lostWrites.clear();
+  onceDeleting = undefined;
+});
 
 function addVm(on: SimulatedHost): void {
   volumes = [standIn.addVolume({ instance: uuid }), standIn.addVolume({ instance: uuid })];
@@ -88,6 +97,14 @@ function forgetful(catalogue: Catalogue): Catalogue {
       if (name === 'listSnapshots') {
         return async (query: Parameters<Catalogue['listSnapshots']>[0]) =>
           (await target.listSnapshots(query)).filter(({ snapshotId }) => !lost.has(snapshotId));
+      }
+      if (lostWrites.has(name as keyof Catalogue)) return async () => true;
+      if (name === 'beginDeleting') {
+        return async (...asked: Parameters<Catalogue['beginDeleting']>) => {
+          const began = await target.beginDeleting(...asked);
+          await onceDeleting?.();
+          return began;
+        };
       }
       const value: unknown = Reflect.get(target, name);
       return typeof value === 'function' ? value.bind(target) : value;
@@ -138,7 +155,7 @@ async function rowOf(snapshotId: string) {
 }
 
 async function theRow() {
-  const states = ['running', 'recording', 'undoing', 'complete', 'failed', 'deleted'] as const;
+  const states = ['running', 'recording', 'undoing', 'deleting', 'complete', 'failed', 'deleted'] as const;
   const [row] = await all.catalogue.listSnapshots({ vm: uuid, states, limit: 1 });
   if (row === undefined) throw new Error('no row');
   return row;
@@ -192,6 +209,18 @@ describe('a run that was terminated', () => {
     expect((await rowOf(snapshotId)).state).toBe('deleted');
     expect(await found(true)).toEqual([]);
     expect(await snapshot()).toMatchObject({ grade: 'filesystem' });
+  });
+
+  it('is taken back by a repair whose first step is repeated after it has the row', async () => {
+    const snapshotId = await terminatedInItsWindow();
+    onceDeleting = () => {
+      onceDeleting = undefined;
+      throw new CatalogueError('CATALOGUE_UNAVAILABLE', 'its answer was lost');
+    };
+    expect(told(await found(true))).toEqual(['RUN_GONE repaired']);
+    expect(onceDeleting).toBeUndefined();
+    await leavesNothing();
+    expect((await rowOf(snapshotId)).state).toBe('deleted');
   });
 
   it('after its window, while it recorded, is taken back too', async () => {
@@ -283,6 +312,68 @@ describe('a catalogue that has lost a row', () => {
     expect(await overlays()).toHaveLength(2);
     lost.delete(snapshotId);
     await found(true);
+    await leavesNothing();
+  });
+});
+
+describe('a catalogue that is older than the end of a run', () => {
+  async function cleanedUp(snapshotId: string, more: { provenDead?: boolean } = {}): Promise<unknown> {
+    return (await start({ snapshotId, leftoversOnly: true, ...more } as object, 'deleteSnapshot')).result();
+  }
+
+  /** By a report, by a repair, and by a repair that was begun for what is no more so. */
+  async function isOnlyTold(snapshotId: string, status: string): Promise<void> {
+    const before = await everything();
+    const findings = await found(true);
+    expect(told(findings)).toEqual(['RUN_GONE for-a-person']);
+    expect(findings[0]?.text).toContain(status);
+    expect(findings[0]?.advice).toContain(`stillpoint snapshot cleanup ${snapshotId}`);
+    const error = await cleanedUp(snapshotId, { provenDead: true }).catch((thrown: unknown) => thrown);
+    const cause = error instanceof WorkflowFailedError ? error.cause : undefined;
+    expect(cause instanceof ApplicationFailure && cause.type).toBe('SNAPSHOT_STATE');
+    expect(await everything()).toEqual(before);
+  }
+
+  it.each<['running' | 'recording', (keyof Catalogue)[]]>([
+    ['running', ['beginRecording', 'record']],
+    ['recording', ['record']],
+  ])(
+    'tells a snapshot that was recorded and is %s again, touches nothing of it, and cleans it up for who asks for that',
+    async (state, writes) => {
+      for (const write of writes) lostWrites.add(write);
+      const { snapshotId } = await snapshot();
+      lostWrites.clear();
+      expect((await rowOf(snapshotId)).state).toBe(state);
+      expect(await overlays()).toHaveLength(2);
+      expect(inCinder()).toHaveLength(2);
+      await isOnlyTold(snapshotId, 'COMPLETED');
+      await cleanedUp(snapshotId);
+      await leavesNothing();
+      expect((await rowOf(snapshotId)).state).toBe('deleted');
+    },
+  );
+
+  it('touches nothing of a snapshot that a cancelled deletion had left whole', async () => {
+    const { snapshotId } = await snapshot();
+    lostWrites.add('abandonDeleting');
+    onceDeleting = () => all.temporal.client.workflow.getHandle(workflowIdOf(uuid)).cancel();
+    const deletion = await start({ snapshotId }, 'deleteSnapshot');
+    await expect(deletion.result()).rejects.toThrow(WorkflowFailedError);
+    expect((await deletion.describe()).status.name).toBe('CANCELLED');
+    lostWrites.clear();
+    onceDeleting = undefined;
+    expect((await rowOf(snapshotId)).state).toBe('deleting');
+    await isOnlyTold(snapshotId, 'CANCELLED');
+    expect(await overlays()).toHaveLength(2);
+    expect(inCinder()).toHaveLength(2);
+  });
+
+  it('touches nothing of a snapshot whose grade Cinder has, though its run was terminated', async () => {
+    const snapshotId = await terminatedInItsWindow();
+    const [part] = inCinder();
+    await cloud.cinder.describeSnapshot(part?.id ?? '', { metadata: { stillpoint_grade: 'filesystem' } });
+    await isOnlyTold(snapshotId, part?.id ?? 'a part');
+    await cleanedUp(snapshotId);
     await leavesNothing();
   });
 });
