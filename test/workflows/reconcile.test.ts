@@ -376,6 +376,18 @@ describe('a catalogue that is older than the end of a run', () => {
     await cleanedUp(snapshotId);
     await leavesNothing();
   });
+
+  it('touches nothing, and waits for nobody, where Cinder does not say whether it has a grade', async () => {
+    const snapshotId = await terminatedInItsWindow();
+    standIn.faults.set({ path: /^\/snapshots\/detail/, times: 1_000 }, { does: 'answer', status: 503, body: {} });
+    const error = await cleanedUp(snapshotId, { provenDead: true }).catch((thrown: unknown) => thrown);
+    const cause = error instanceof WorkflowFailedError ? error.cause : undefined;
+    expect(cause instanceof ApplicationFailure && cause.type).toBe('SNAPSHOT_STATE');
+    expect((await rowOf(snapshotId)).state).toBe('running');
+    standIn.faults.clear();
+    expect(told(await found(true))).toEqual(['RUN_GONE repaired']);
+    await leavesNothing();
+  });
 });
 
 describe('a snapshot in Cinder that no snapshot has', () => {
