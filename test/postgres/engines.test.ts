@@ -289,7 +289,10 @@ describe('two engines on one database', () => {
       await expect.poll(isFrozen, { timeout: 5_000 }).toBe(false);
       for (const engine of [a, b]) {
         expect(await ask(engine, 'GET', '/readyz')).toMatchObject({ status: 503, body: { notReady: ['catalogue'] } });
-        expect((await ask(engine, 'GET', '/v1/vms')).body.vms).toContainEqual(expect.objectContaining({ uuid }));
+        // The other engine's list may be some seconds old, and the VM younger.
+        await expect
+          .poll(async () => (await ask(engine, 'GET', '/v1/vms')).body.vms, { timeout: 20_000 })
+          .toContainEqual(expect.objectContaining({ uuid }));
       }
       expect(await ask(b, 'POST', `/v1/vms/${uuid}/snapshots`)).toMatchObject({
         status: 503,
