@@ -53,7 +53,7 @@ export class Guest {
    * @throws LabError GUEST_COMMAND_FAILED when it ends with another code than 0 (text: its output);
    *   GUEST_UNREACHABLE when there is no answer within `timeoutMs`: it runs on in the guest.
    */
-  async run(command: string, timeoutMs = 30_000): Promise<string> {
+  async run(command: string, timeoutMs = 10_000): Promise<string> {
     const { exitCode, output } = await this.#execute(command, timeoutMs);
     if (exitCode !== 0) {
       throw new LabError('GUEST_COMMAND_FAILED', `In the guest '${command}' ended with ${exitCode}: ${output}`);
