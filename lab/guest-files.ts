@@ -110,17 +110,22 @@ done
 `;
 
 // Asks the kernel and not the guest agent: who writes to a frozen file system waits in percpu_rwsem_wait until it is thawed.
-// One waiting probe a file system is enough, and it is used again while it waits.
+// One waiting probe a file system is enough, and it is used again while it waits. A probe may end at any line of this: one that has ended, though its parent
+// (by then the shell of process 1, which may be waiting for its next line) has not taken notice yet, found its file system thawed.
 const FROZEN = `#!/bin/sh
 mounts=
 while read -r device mount rest; do
   case $mount in /|/data|/net|/mnt/*) case " $mounts " in *" $mount "*) ;; *) mounts="$mounts $mount";; esac;; esac
 done </proc/mounts
-probe_of() { case $1 in /) probe=/run/lab/probe-root;; *) probe=/run/lab/probe-\${1##*/};; esac; }
+probe_of() { case $1 in /) probe=/run/lab/probe-root;; *) probe=/run/lab/probe-\${1##*/};; esac; pid=; { read -r pid <$probe; } 2>/dev/null; }
+lives() {
+  state=
+  { read -r number name state rest </proc/$pid/stat; } 2>/dev/null
+  case $state in ''|Z|X) return 1;; esac
+}
 for mount in $mounts; do
   probe_of $mount
-  pid=; [ -s $probe ] && read -r pid <$probe
-  if [ -z "$pid" ] || [ ! -d /proc/$pid ]; then
+  if [ -z "$pid" ] || ! lives; then
     ( echo >$mount/.lab-probe ) </dev/null >/dev/null 2>&1 &
     echo $! >$probe
   fi
@@ -131,10 +136,9 @@ while [ -n "$waiting" ]; do
   left=
   for mount in $waiting; do
     probe_of $mount
-    pid=; read -r pid <$probe
-    [ -n "$pid" ] && [ -d /proc/$pid ] || continue
+    lives || continue
     # No line end in there, so read says that it failed.
-    at=; read -r at </proc/$pid/wchan
+    at=; { read -r at </proc/$pid/wchan; } 2>/dev/null
     case $at in percpu_rwsem_wait*) echo $mount;; *) left="$left $mount";; esac
   done
   waiting=$left

@@ -55,6 +55,21 @@ describe('the lab', () => {
     expect(await lab.guest.writerNumber()).toBeGreaterThan(before);
   });
 
+  it('tells what is frozen also while the guest is thawed', async () => {
+    const all = ['/', '/data', '/net'];
+    for (let round = 0; round < 3; round += 1) {
+      await freeze();
+      expect(await lab.guest.frozenFileSystems()).toEqual(all);
+      let thawing = true;
+      const thawed = thaw().finally(() => {
+        thawing = false;
+      });
+      while (thawing) expect(all).toEqual(expect.arrayContaining(await lab.guest.frozenFileSystems()));
+      await thawed;
+      expect(await lab.guest.frozenFileSystems()).toEqual([]);
+    }
+  });
+
   it("sees a freeze in the guest's kernel, in libvirt's log and in the hook's", async () => {
     const log = lab.log();
     const frozen = lab.guest.waitUntilFrozen(30_000);
