@@ -16,9 +16,15 @@ import { currentRun } from './run.js';
 import { isoTime, lostVerdict, verdictOf } from './verdict.js';
 import { snapshotVolume } from './volume-cut.js';
 import { takeWindowSlot } from './window-slot.js';
+import { WindowSteps } from './window-steps.js';
 
 /** The activities that the workflows need (workflows/activities.ts), over the catalogue and the hosts. */
 export function createActivities(deps: ActivityDeps): Activities {
+  const steps = new WindowSteps();
+  /** A step between freeze and thaw. */
+  const inWindow = <T>(window: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> =>
+    asFailure(() => whileBeating((signal) => steps.run(window, signal, () => work(signal))));
+
   return {
     acceptSnapshot: (input) =>
       asFailure(() => acceptSnapshot(deps, input, Context.current().cancellationSignal), isWorthCheckingAgain),
@@ -31,30 +37,24 @@ export function createActivities(deps: ActivityDeps): Activities {
     prepare: (request) => asFailure(() => whileBeating((signal, tell) => prepare(deps, request, signal, tell))),
 
     freezeFileSystems: ({ host, vm, window, cuts, freezeTimeoutMs }) =>
-      asFailure(() =>
-        whileBeating(async (signal) => {
-          const frozen = await deps.hosts
-            .host(host)
-            .freezeFileSystems({ vm, window, cuts, freezeTimeoutMs }, { signal });
-          const { frozenFileSystems, frozenUnixMs, freezeCallMs, gaps } = frozen;
-          return { frozenFileSystems, frozenAt: isoTime(frozenUnixMs), freezeCallMs, gaps };
-        }),
-      ),
+      inWindow(window, async (signal) => {
+        const frozen = await deps.hosts.host(host).freezeFileSystems({ vm, window, cuts, freezeTimeoutMs }, { signal });
+        const { frozenFileSystems, frozenUnixMs, freezeCallMs, gaps } = frozen;
+        return { frozenFileSystems, frozenAt: isoTime(frozenUnixMs), freezeCallMs, gaps };
+      }),
 
     snapshotLocalDisks: ({ host, vm, window, disks, frozen, quiesce, cut, freezeTimeoutMs }) =>
-      asFailure(() =>
-        whileBeating(async (signal) => {
-          const answer = await deps.hosts
-            .host(host)
-            .snapshotVm(
-              { vm, window, disks, frozen, quiesce: frozen ? 'required' : quiesce, cut, freezeTimeoutMs },
-              { signal },
-            );
-          return { parts: partsOf(answer.overlays), transactionMs: answer.transactionMs };
-        }),
-      ),
+      inWindow(window, async (signal) => {
+        const answer = await deps.hosts
+          .host(host)
+          .snapshotVm(
+            { vm, window, disks, frozen, quiesce: frozen ? 'required' : quiesce, cut, freezeTimeoutMs },
+            { signal },
+          );
+        return { parts: partsOf(answer.overlays), transactionMs: answer.transactionMs };
+      }),
 
-    snapshotVolume: (request) => asFailure(() => whileBeating((signal) => snapshotVolume(deps, request, signal))),
+    snapshotVolume: (request) => inWindow(request.window, (signal) => snapshotVolume(deps, request, signal)),
 
     thawFileSystems: ({ host, vm, window, reason }) =>
       // A guest may be frozen: whatever goes wrong, it is asked again.

@@ -7,6 +7,8 @@ import { signalProcess } from '@stillpoint/lab/processes.js';
 import { afterAll, describe, expect, it } from 'vitest';
 import { leavingNothing, log, mixed } from './the-system.js';
 
+/** A disk of the host, and volumes enough for cuts side by side: each more is exported and checked in every cell. */
+const DISKS = ['vda', 'vdc', 'vdd'];
 /** A killed engine breaks its streams at once. */
 const KILLED_ENGINE_MS = 1_000;
 /** Invariant 1. */
@@ -35,7 +37,7 @@ const whileCinderIsBusy: readonly Place[] = [
     name: 'a create is on its way to Cinder',
     reach: async () => {
       const held = mixed.cinder.hold({ ...createPath, what: 'request' });
-      const id = await mixed.begin();
+      const id = await mixed.begin({ disks: DISKS });
       await held.reached;
       return { id, goOn: async () => held.release() };
     },
@@ -46,7 +48,7 @@ const whileCinderIsBusy: readonly Place[] = [
       const service = mixed.storage.daemon('cinder-volume');
       await service.freeze();
       const answered = mixed.cinder.seen({ method: 'GET', path: /\/snapshots\/[0-9a-f-]{36}$/, what: 'answer' });
-      const id = await mixed.begin();
+      const id = await mixed.begin({ disks: DISKS });
       await answered;
       return { id, goOn: () => service.thaw() };
     },
@@ -58,7 +60,7 @@ const atLibvirt = (name: string, match: FrameMatch, more: Pick<Place, 'blocksThe
   ...more,
   reach: async () => {
     const held = mixed.world.proxy.hold(match);
-    const id = await mixed.begin();
+    const id = await mixed.begin({ disks: DISKS });
     await held.reached;
     return { id, goOn: async () => held.release() };
   },

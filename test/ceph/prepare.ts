@@ -1,5 +1,7 @@
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { defaultStateFolder, Lab } from '@stillpoint/lab/lab.js';
+import { identifyProcess } from '@stillpoint/lab/processes.js';
 import { prepareStorage, startStorage } from '@stillpoint/lab/storage/storage.js';
 import { installedTemporal } from '../temporal/fixtures/installed-command.js';
 import { storageFolder } from './storage-folder.js';
@@ -13,5 +15,13 @@ export async function setup(): Promise<() => Promise<void>> {
   await prepareStorage(cacheFolder, progress);
   await installedTemporal();
   const storage = await startStorage({ folder: storageFolder, cacheFolder, keystone: true, monitor: 'fast', progress });
-  return () => storage.stop();
+  return async () => {
+    const { daemons } = storage;
+    const pids = daemons.flatMap((daemon) => daemon.pids);
+    await storage.stop();
+    const left = pids.filter((pid) => identifyProcess(pid) !== undefined);
+    if (left.length > 0 || existsSync(storageFolder)) {
+      throw new Error(`The storage has left processes (${left.join(', ')}) or its folder ${storageFolder}`);
+    }
+  };
 }

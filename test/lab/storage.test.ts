@@ -1,12 +1,11 @@
 import { randomUUID } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CinderProxy } from '@stillpoint/lab/cinder-proxy.js';
 import { defaultStateFolder, Lab } from '@stillpoint/lab/lab.js';
 import { identifyProcess } from '@stillpoint/lab/processes.js';
-import { isOrdered, type SnapshotPart, verifySet } from '@stillpoint/lab/snapshot-check.js';
+import { isOrdered, verifySet } from '@stillpoint/lab/snapshot-check.js';
 import { attachStorage, type Storage, startStorage } from '@stillpoint/lab/storage/storage.js';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { testStateFolder } from './state-folder.js';
@@ -35,16 +34,16 @@ async function snapshot(storage: Storage, volumeId: string, name: string): Promi
   }
 }
 
+let storage: Storage;
+
+beforeAll(async () => {
+  storage = await start();
+});
+afterAll(async () => {
+  await storage?.stop();
+});
+
 describe('a storage', () => {
-  let storage: Storage;
-
-  beforeAll(async () => {
-    storage = await start();
-  });
-  afterAll(async () => {
-    await storage?.stop();
-  });
-
   it('has volumes that are attached and snapshotted through Cinder, and lie in Ceph', async () => {
     const vm = randomUUID();
     const id = await storage.createVolume('one');
@@ -133,10 +132,10 @@ describe('a storage', () => {
     }
   });
 
-  it.each(['kill', 'stop'] as const)('comes back with all it had after a %s of every daemon', async (end) => {
+  it('comes back with all it had after the end of every daemon, killed or stopped', async () => {
     const id = await storage.createVolume('kept');
     const before = storage.daemons.flatMap(({ pids }) => pids);
-    await Promise.all(storage.daemons.map((daemon) => daemon[end]()));
+    await Promise.all(storage.daemons.map((daemon, index) => (index % 2 === 0 ? daemon.kill() : daemon.stop())));
     expect(before.map(identifyProcess).filter(Boolean)).toEqual([]);
     await storage.mend();
     expect(storage.daemons.filter(({ pids }) => pids.length === 0)).toEqual([]);
@@ -185,53 +184,6 @@ describe('a storage', () => {
       await rm(testStateFolder('mixed'), { recursive: true, force: true });
     });
 
-    it('is the guest of the volumes by their serials, and writes to all its file systems', async () => {
-      const { vdc, vdd } = lab.vm.volumes;
-      const mounts = await lab.guest.run("grep '^/dev/vd' /proc/mounts | cut -d' ' -f1-3 | sort");
-      expect(mounts.split('\n').slice(-3)).toEqual([
-        '/dev/vdb /data ext4',
-        '/dev/vdc /mnt/vdc ext4',
-        '/dev/vdd /mnt/vdd ext4',
-      ]);
-      const xml = await lab.vm.xml();
-      for (const id of [vdc, vdd]) {
-        expect(xml).toContain(`<serial>${id}</serial>`);
-        expect(xml).toContain(`<source protocol='rbd' name='volumes/volume-${id}'`);
-        expect((await storage.request('GET', `/volumes/${id}`)).body.volume).toMatchObject({
-          attachments: [expect.objectContaining({ server_id: lab.vm.uuid })],
-        });
-      }
-      // Each file is asked for itself: the writer goes from one to the next, and tells its number only after the write.
-      const reached = async (target: string) => Number(await lab.guest.run(`cat /mnt/${target}/writer/number`));
-      const number = await lab.guest.writerNumber();
-      for (const target of ['vdc', 'vdd']) {
-        const behind = `[ $(cat /mnt/${target}/writer/number) -le ${number} ]`;
-        await lab.guest.run(`while ${behind}; do usleep 10000; done`, 60_000);
-        expect(await reached(target)).toBeGreaterThan(number);
-      }
-    });
-
-    it('is frozen as a whole: what is cut then is clean and in order on every disk', async () => {
-      const { name } = lab.vm;
-      await lab.libvirtd.virsh(['domfsfreeze', name], 120_000);
-      expect(await lab.guest.frozenFileSystems()).toEqual(['/', '/data', '/mnt/vdc', '/mnt/vdd']);
-      const cuts = Object.entries(lab.vm.volumes).map(async ([target, id]): Promise<SnapshotPart> => {
-        const snapshotId = await snapshot(storage, id, `cut-${target}`);
-        return { target, image: storage.snapshotImage(id, snapshotId) };
-      });
-      const skip = Object.keys(lab.vm.volumes).flatMap((target) => ['--diskspec', `${target},snapshot=no`]);
-      await lab.libvirtd.virsh(['snapshot-create-as', name, 'one', ...skip, '--disk-only', '--no-metadata']);
-      const parts = await Promise.all(cuts);
-      const thawed = lab.guest.waitUntilThawed(30_000);
-      await lab.libvirtd.virsh(['domfsthaw', name], 120_000);
-      await thawed;
-      const local = Object.entries(lab.disks).map(([target, image]) => ({ target, image }));
-      const report = await verifySet([...parts, ...local]);
-      expect(report).toMatchObject({ clean: true, ordered: true });
-      expect(report.numbers).toHaveLength(4);
-      expect(report.numbers[0]).toBeGreaterThan(0);
-    });
-
     it('gets new volumes with new disks, and nothing of the old ones stays', async () => {
       const old = Object.values(lab.vm.volumes);
       await lab.reset();
@@ -246,34 +198,23 @@ describe('a storage', () => {
 });
 
 describe('the end of a storage', () => {
-  it('comes by its own stop or by the next start, and leaves no process and no file', async () => {
-    const crashed = await start();
-    const left = crashed.daemons.flatMap(({ pids }) => pids);
-    // As if its owner had died: the next one ends what it left.
-    const storage = await start();
-    expect(left.map(identifyProcess).filter(Boolean)).toEqual([]);
-    const pids = storage.daemons.flatMap((daemon) => daemon.pids);
-    expect(pids.length).toBeGreaterThanOrEqual(storage.daemons.length);
-    await storage.stop();
-    expect(pids.map(identifyProcess).filter(Boolean)).toEqual([]);
-    expect(existsSync(folder)).toBe(false);
-  });
-
-  it('comes when its start is called off', async () => {
-    const stopped = new AbortController();
+  it('comes by the next start, also by one that is called off, and leaves no process', async () => {
+    const left = storage.daemons.flatMap(({ pids }) => pids);
+    expect(left.length).toBeGreaterThanOrEqual(storage.daemons.length);
+    const calledOff = new AbortController();
     const starting = startStorage({
       folder,
       cacheFolder: join(defaultStateFolder(), 'cache'),
       keystone: false,
       monitor: 'stock',
-      signal: stopped.signal,
+      signal: calledOff.signal,
       progress: (line) => {
-        if (line.includes('serves')) stopped.abort(new Error('called off'));
+        if (line.includes('serves')) calledOff.abort(new Error('called off'));
       },
     });
     await expect(starting).rejects.toThrow('called off');
+    expect(left.map(identifyProcess).filter(Boolean)).toEqual([]);
     expect(() => attachStorage(folder)).toThrow(/No storage is up/);
-    await rm(folder, { recursive: true, force: true });
   });
 });
 
