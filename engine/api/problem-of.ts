@@ -30,9 +30,10 @@ function fromFastify(error: unknown): Problem | undefined {
   if (!(error instanceof Error)) return undefined;
   const { code = '', statusCode = 0 } = error as { code?: string; statusCode?: number };
   const known = fastifyCodes[code];
-  if (known !== undefined) return new Problem(known, `${error.message}.`, {}, error);
+  const sentence = `${error.message.replace(/\.+$/, '')}.`;
+  if (known !== undefined) return new Problem(known, sentence, {}, error);
   // The rest of what the parser of bodies refuses (a forbidden key, a broken transfer) has a status only.
-  if (statusCode >= 400 && statusCode < 500) return new Problem('BODY_MALFORMED', `${error.message}.`, {}, error);
+  if (statusCode >= 400 && statusCode < 500) return new Problem('BODY_MALFORMED', sentence, {}, error);
   return undefined;
 }
 

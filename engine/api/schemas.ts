@@ -25,10 +25,9 @@ export const hostAddress = z
   .string()
   .max(300)
   .regex(
-    /^(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):[1-9]\d{0,4}$/,
-    'must be HOST:PORT, an IPv6 address in brackets',
-  )
-  .refine((address) => Number(address.slice(address.lastIndexOf(':') + 1)) <= 65_535, 'must have a port up to 65535');
+    /^(?:\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$/,
+    'must be HOST:PORT, an IPv6 address in brackets, a port up to 65535',
+  );
 
 export const newHost = z.strictObject({
   name: hostName.describe("As in the certificate of the host's agent"),
@@ -86,7 +85,11 @@ export type CloudView = z.infer<typeof cloudView>;
 // ---- VMs
 
 /** A UUID or a name, as it stands in the path. */
-export const vmParameter = z.string().min(1).max(255).describe("The VM's UUID or name");
+export const vmParameter = z
+  .string()
+  .min(1)
+  .refine((name) => [...name].length <= 255, 'must be 1 to 255 characters')
+  .meta({ description: "The VM's UUID or name", maxLength: 255, examples: ['web-1'] });
 
 const hold = z.object({
   snapshotId: z.string().describe('Operation that holds the VM; empty: an administrator or a stranger froze it'),
@@ -241,21 +244,8 @@ export const snapshotsQuery = z.strictObject({
   grade: grade.optional(),
   state: snapshotState.optional().describe('Deleted snapshots are listed only by deleted'),
   limit: z.coerce.number().int().min(1).max(200).default(50),
-  cursor: z
-    .base64url()
-    .max(100)
-    .refine((cursor) => snapshotId.safeParse(decodeCursor(cursor)).success, 'is not a cursor of this API')
-    .describe('next of the page before')
-    .optional(),
+  cursor: snapshotId.describe('next of the page before').optional(),
 });
-
-export function encodeCursor(snapshotId: string): string {
-  return Buffer.from(snapshotId).toString('base64url');
-}
-
-export function decodeCursor(cursor: string): string {
-  return Buffer.from(cursor, 'base64url').toString();
-}
 
 export const snapshotQuery = z.strictObject({
   wait: z.coerce.number().min(0).max(60).describe('Seconds to wait for the end of its run').optional(),

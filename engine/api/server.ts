@@ -65,13 +65,16 @@ export type Api = FastifyInstance<
 /** Larger than any request of the contract: 512 targets and 2 200 characters of text. */
 const bodyLimitBytes = 64 * 1024;
 
+/** 255 characters, each of four bytes, each byte as %xx. */
+const longestParameter = 255 * 4 * 3;
+
 /** The REST API; the caller lets it listen (loopback only: it knows no authentication) and closes it. */
 export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = {}): Promise<Api> {
   const { catalogue, hosts, runs, doctor, cloud, log } = dependencies;
   const app: Api = Fastify({
     loggerInstance: log,
     bodyLimit: bodyLimitBytes,
-    routerOptions: { maxParamLength: 300, ignoreTrailingSlash: false },
+    routerOptions: { maxParamLength: longestParameter, ignoreTrailingSlash: false },
     // Who looks is not worth a line; who changes something is: see below.
     logController: new LogController({ disableRequestLogging: true }),
     // An open long-poll must not keep the engine from stopping.
@@ -116,7 +119,7 @@ export async function buildApi(dependencies: ApiDependencies, times: ApiTimes = 
       ],
     },
     transform: createJsonSchemaTransform({ skipList: ['/openapi.json'] }),
-    transformObject: jsonSchemaTransformObject,
+    transformObject: (document) => asAnswered(jsonSchemaTransformObject(document)),
   });
   const directory = new VmDirectory(hosts, {
     keepMs: times.vmsKeptMs ?? 2_000,
@@ -215,17 +218,17 @@ function answerProblems(app: Api): void {
     return answerProblem(reply, problem);
   });
 
-  app.setNotFoundHandler((request, reply) => {
+  // Before the body is looked at: what an unknown address or method carries does not matter.
+  app.addHook('onRequest', async (request, reply) => {
+    if (!request.is404) return;
     const path = request.url.split('?', 1)[0] ?? '';
     const allowed = [...methodsOf].filter(([url]) => matches(url, path)).flatMap(([, methods]) => [...methods]);
     if (allowed.length === 0) {
-      return answerProblem(reply, new Problem('NOT_FOUND', 'There is nothing at this address. See /openapi.json.'));
+      throw new Problem('NOT_FOUND', 'There is nothing at this address. See /openapi.json.');
     }
     const allow = [...new Set(allowed)].sort().join(', ');
-    return answerProblem(
-      reply.header('allow', allow),
-      new Problem('METHOD_NOT_ALLOWED', `It knows: ${allow}.`, { allow }),
-    );
+    reply.header('allow', allow);
+    throw new Problem('METHOD_NOT_ALLOWED', `It knows: ${allow}.`, { allow });
   });
 }
 
@@ -235,6 +238,31 @@ function matches(url: string, path: string): boolean {
     wanted.length === given.length &&
     wanted.every((part, at) => (part.startsWith(':') ? given[at] !== '' : part === given[at]))
   );
+}
+
+/** What the generator of the document cannot know: the media type of problems, and that a body of which nothing is required may be absent. */
+function asAnswered(document: ReturnType<typeof jsonSchemaTransformObject>): typeof document {
+  for (const { requestBody, responses } of operationsOf(document)) {
+    const body = requestBody?.content?.['application/json'];
+    if (requestBody !== undefined && body?.schema?.required === undefined) requestBody.required = false;
+    for (const [status, { content }] of Object.entries(responses ?? {})) {
+      const json = content?.['application/json'];
+      if (!/^[45]/.test(status) || content === undefined || json === undefined) continue;
+      delete content['application/json'];
+      content['application/problem+json'] = json;
+    }
+  }
+  return document;
+}
+
+interface DocumentedOperation {
+  requestBody?: { required?: boolean; content?: Record<string, { schema?: { required?: string[] } }> };
+  responses?: Record<string, { content?: Record<string, unknown> }>;
+}
+
+function operationsOf(document: object): DocumentedOperation[] {
+  const { paths = {} } = document as { paths?: Record<string, Record<string, DocumentedOperation>> };
+  return Object.values(paths).flatMap((path) => Object.values(path));
 }
 
 function answerProblem(reply: FastifyReply, problem: Problem): FastifyReply {

@@ -4,8 +4,6 @@ import { snapshotRequest } from '../contract/snapshot-input.js';
 import { problemSchema } from './problems.js';
 import {
   acceptedAnswer,
-  decodeCursor,
-  encodeCursor,
   idempotencyHeaders,
   noQuery,
   snapshotParameters,
@@ -64,10 +62,10 @@ export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: Snapsho
         ...(vm === undefined ? {} : { vm: z.guid().safeParse(vm).success ? vm.toLowerCase() : vm }),
         ...(grade === undefined ? {} : { grade }),
         ...(state === undefined ? {} : { state }),
-        ...(cursor === undefined ? {} : { after: decodeCursor(cursor) }),
+        ...(cursor === undefined ? {} : { after: cursor }),
         limit,
       });
-      return { snapshots, next: next === undefined ? null : encodeCursor(next) };
+      return { snapshots, next: next ?? null };
     },
   );
 

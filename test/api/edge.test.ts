@@ -11,6 +11,10 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { someVm } from './fakes.js';
 import { ServedApi } from './served.js';
 
+interface Operation {
+  responses: Record<string, { content?: Record<string, unknown> }>;
+}
+
 describe('the edge of the REST API', () => {
   let served: ServedApi;
   beforeAll(async () => {
@@ -42,6 +46,23 @@ describe('the edge of the REST API', () => {
     const { schema } = body.paths['/v1/vms/{vm}/snapshots'].post.requestBody.content['application/json'];
     expect(schema.additionalProperties).toBe(false);
     expect(schema.properties.windowLimitMs).toMatchObject({ minimum: 100, maximum: 60_000 });
+  });
+
+  it('says in its OpenAPI document of what type a problem is, and which body may be left out', async () => {
+    const { body } = await served.ask('GET', '/openapi.json');
+    const operations = Object.values<Record<string, Operation>>(body.paths).flatMap((path) => Object.values(path));
+    const types = (status: RegExp) =>
+      operations.flatMap(({ responses }) =>
+        Object.entries(responses)
+          .filter(([code]) => status.test(code))
+          .flatMap(([, { content }]) => Object.keys(content ?? {})),
+      );
+    expect(new Set(types(/^[45]/))).toEqual(new Set(['application/problem+json']));
+    expect(new Set(types(/^2/))).toEqual(new Set(['application/json']));
+    expect(body.paths['/v1/hosts'].post.requestBody.required).toBe(true);
+    for (const route of ['/v1/doctor', '/v1/vms/{vm}/snapshots']) {
+      expect(body.paths[route].post.requestBody.required).toBe(false);
+    }
   });
 
   it('knows every code of the host agent', () => {
@@ -117,6 +138,14 @@ describe('the edge of the REST API', () => {
       body: { allow: 'DELETE, GET, HEAD' },
     });
     expect((await served.ask('GET', '/v1/vms/web-1/thaw')).status).toBe(405);
+    // Whatever they carry.
+    expect((await served.ask('PUT', '/v1/hosts', 'x', { 'content-type': 'text/plain' })).status).toBe(405);
+    const query = await served.app.inject({
+      method: 'QUERY' as 'GET',
+      url: '/v1/hosts',
+      headers: { host: 'localhost' },
+    });
+    expect(query.statusCode).toBe(405);
   });
 
   it.each([
