@@ -5,6 +5,7 @@ import type { Administrator } from './administrator.js';
 import { ConfigError, defaultConfigPath, type HostAgentConfig, readConfig } from './config.js';
 import { createLog } from './log.js';
 import { supervise } from './supervisor.js';
+import { answerSystemd } from './systemd-watchdog.js';
 import { version } from './version.js';
 
 /**
@@ -79,6 +80,7 @@ async function run(): Promise<void> {
   const stop = new AbortController();
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => stop.abort());
   log.info({ version }, 'supervisor started');
+  answerSystemd(log);
   await supervise({ workerPath: fileURLToPath(new URL('./worker.js', import.meta.url)), config, log }, stop.signal);
   await flush();
 }

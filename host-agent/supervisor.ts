@@ -18,7 +18,7 @@ export interface SupervisorOptions {
   workerPath: string;
   config: HostAgentConfig;
   log: Logger;
-  /** ms of silence after which a worker is killed; default 2 000. */
+  /** ms of silence within which a worker is killed; default 2 000. */
   silenceMs?: number;
   /** ms that a starting worker may stay silent: loading programs takes long on a host that is out of memory or processors; default 10 000. */
   startSilenceMs?: number;
@@ -74,9 +74,11 @@ function runWorker(
     let allowedTicks = startSilenceMs / tickMs;
     const watch = setInterval(() => {
       silentTicks++;
-      if (silentTicks <= allowedTicks) return;
-      log.error({ pid: worker.pid, silentMs: silentTicks * tickMs }, 'the worker is silent: killing it');
+      if (silentTicks < allowedTicks) return;
       worker.kill('SIGKILL');
+      // Once: a worker that waits for storage dies only when it has got it.
+      if (silentTicks === allowedTicks)
+        log.error({ pid: worker.pid, silentMs: silentTicks * tickMs }, 'the worker is silent: killing it');
     }, tickMs);
     worker.on('message', (message: AliveMessage) => {
       if (message.type !== 'alive') return;

@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { HostAgentService, Quiesce, type Verdict } from '@stillpoint/proto';
@@ -82,16 +82,33 @@ test('a killed worker is started again and pays what it owes: the window is lost
   expect(await verdictOf(port)).toMatchObject({ held: false, lostReason: 'HOST_AGENT_RESTARTED' });
 });
 
-test('a worker that is stopped, and so silent, is killed and started again', async () => {
+test('a worker that is stopped, and so silent, is killed within 2 s and started again', async () => {
   const { config } = await folder();
   const agent = start(config);
   const { pid } = await agent.logged('worker started');
   await agent.logged('listening');
   const from = agent.lines.length;
   process.kill(pid as number, 'SIGSTOP');
-  expect(await agent.logged('the worker is silent: killing it', from)).toMatchObject({ pid });
+  expect(await agent.logged('the worker is silent: killing it', from)).toMatchObject({ pid, silentMs: 2_000 });
   const again = await agent.logged('listening', from);
   expect(again.process).not.toBe(pid);
+});
+
+test('a supervisor under systemd tells it that it has started, and then again and again that it lives', async () => {
+  const { config, folder: own } = await folder();
+  const told = join(own, 'told');
+  await writeFile(join(own, 'systemd-notify'), `#!/bin/sh\necho "$NOTIFY_SOCKET $*" >>${told}\n`, { mode: 0o755 });
+  await writeFile(told, '');
+  const agent = start(config, {
+    PATH: `${own}:${process.env.PATH}`,
+    NOTIFY_SOCKET: '/run/systemd/notify',
+    WATCHDOG_USEC: '600000',
+  });
+  await agent.logged('supervisor started');
+  const lines = async () => (await readFile(told, 'utf8')).trimEnd().split('\n');
+  await expect.poll(async () => (await lines()).length, { timeout: 20_000 }).toBeGreaterThanOrEqual(4);
+  const watchdog = '/run/systemd/notify WATCHDOG=1';
+  expect((await lines()).slice(0, 4)).toEqual(['/run/systemd/notify READY=1', watchdog, watchdog, watchdog]);
 });
 
 test('SIGTERM with a guest frozen thaws, journals and ends with 0', async () => {

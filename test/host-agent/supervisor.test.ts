@@ -55,22 +55,27 @@ async function superviseUntil(
 test('a worker that dies at its start is started until it lives', async () => {
   const { workerPath, lives } = await worker(
     'dies',
-    `if (life < 6) process.exit(3);
+    `if (life < 15) process.exit(3);
      process.on('SIGTERM', () => process.exit(0));
      process.on('message', ({ type, config }) => { if (type === 'start' && config.stateFolder) tellAlive(); });`,
   );
   let died = 0;
-  await superviseUntil(workerPath, ({ msg }) => msg === 'the worker died; it is restarted' && ++died === 5);
-  expect(await lives()).toBe(6);
+  await superviseUntil(workerPath, ({ msg }) => msg === 'the worker died; it is restarted' && ++died === 14);
+  expect(await lives()).toBe(15);
 });
 
-test('a worker that falls silent is killed and started again', async () => {
+test.each([
+  ['that falls silent', ''],
+  ['in an endless loop', 'setTimeout(() => { for (;;); }, 100);'],
+  ['that is stopped', "setTimeout(() => process.kill(process.pid, 'SIGSTOP'), 100);"],
+])('a worker %s is killed and started again', async (what, then) => {
   const { workerPath } = await worker(
-    'silent',
+    what.replaceAll(' ', '-'),
     `process.on('SIGTERM', () => process.exit(0));
      process.on('message', () => {
        if (life > 1) return tellAlive();
        process.send({ type: 'alive' });
+       ${then}
      });`,
   );
   const messages = await superviseUntil(workerPath, ({ msg }) => msg === 'the worker died; it is restarted', {

@@ -17,6 +17,14 @@ test('systemd starts the host agent again after every exit, without end', async 
   expect(settings.filter((setting) => setting.startsWith('RestartPrevent'))).toEqual([]);
 });
 
+test('systemd kills a supervisor that is silent for 3 s, and starts it again', async () => {
+  const settings = await unit();
+  // Without Type=notify the watchdog runs while the program is loaded, which a busy host may take longer for.
+  expect(settings).toEqual(expect.arrayContaining(['Type=notify', 'WatchdogSec=3s', 'WatchdogSignal=SIGKILL']));
+  // systemd-notify is a child.
+  expect(settings).toContain('NotifyAccess=all');
+});
+
 test('systemd bars no block device from the host agent, whose disks may lie on one', async () => {
   const barring = /^(PrivateDevices|ProtectClock|DeviceAllow|DevicePolicy)=/;
   expect((await unit()).filter((setting) => barring.test(setting))).toEqual([]);
