@@ -32,9 +32,9 @@ export function judgeCoverage(request: {
     if (freezable.has(type)) expectedFileSystems++;
     if (readOnly.has(type)) continue;
 
-    const mountpoint = mountpoints[0] ?? '';
+    const mountpoint = shown(mountpoints[0] ?? '');
     if (targets.length === 0) {
-      const reason = `The guest agent cannot tell on which disks ${mountpoint} (${type}) lies.`;
+      const reason = `The guest agent cannot tell on which disks ${mountpoint} (${shown(type)}) lies.`;
       gaps.push({ target: '', mountpoint, reason, accepted: false });
       continue;
     }
@@ -44,7 +44,7 @@ export function judgeCoverage(request: {
     for (const target of inside) {
       if (!freezable.has(type)) {
         const boot = type === 'vfat' && mountpoints.every((path) => bootMountpoints.has(path));
-        const reason = `${mountpoint} is ${type}, which cannot be frozen.`;
+        const reason = `${mountpoint} is ${shown(type)}, which cannot be frozen.`;
         gaps.push({ target, mountpoint, reason, accepted: boot || byName });
       }
       if (outside.length > 0) {
@@ -61,6 +61,12 @@ export function judgeCoverage(request: {
     gaps.push({ target, mountpoint: '', reason, accepted: acceptedByName.has(target) });
   }
   return { gaps, expectedFileSystems };
+}
+
+/** The guest's own words go into the journal, into answers and onto terminals: for every disk of the set once. */
+function shown(text: string): string {
+  const line = text.replace(/\p{Cc}|\p{Cf}|\p{Zl}|\p{Zp}/gu, '?');
+  return line.length > 200 ? `${line.slice(0, 200)}…` : line;
 }
 
 /** The gap that the count reveals: another number of file systems froze than the guest reported. */

@@ -42,6 +42,15 @@ const MIGRATION_OUT = 5;
 
 /** The guest's own word, which goes into the journal and into answers: libvirt lets up to 4 MiB of it through. */
 const osAnswer = z.object({ id: z.string().max(64).optional() });
+/** The same of its file systems: PATH_MAX, and far more than a name of a kernel's takes. */
+const fileSystemsAnswer = z.array(
+  z.object({
+    mountpoint: z.string().max(4_096),
+    type: z.string().max(64),
+    name: z.string().max(256),
+    disks: z.array(z.string().max(64)),
+  }),
+);
 
 export interface LibvirtHypervisorOptions extends LibvirtClientOptions {
   /** Images of this host; default: qemu-img and the file system. */
@@ -172,7 +181,9 @@ class LibvirtHypervisor implements Hypervisor {
   async guestFileSystems(uuid: string): Promise<GuestFileSystem[]> {
     const options = { timeoutMs: AGENT_CALL_MS };
     const infos = await this.#ask(uuid, 'agent', () => this.#client.getFsInfo(domainRef(uuid), options));
-    return infos.map(({ mountpoint, type, name, disks }) => ({ mountpoint, type, device: name, targets: disks }));
+    const { success, data, error } = fileSystemsAnswer.safeParse(infos);
+    if (!success) throw notUnderstood('guest-get-fsinfo', error);
+    return data.map(({ mountpoint, type, name, disks }) => ({ mountpoint, type, device: name, targets: disks }));
   }
 
   async freezeStatus(uuid: string, timeoutS: number): Promise<'frozen' | 'thawed'> {
@@ -377,9 +388,7 @@ class LibvirtHypervisor implements Hypervisor {
     try {
       return z.object({ return: schema }).parse(JSON.parse(text ?? '')).return;
     } catch (cause) {
-      throw new HostAgentError('AGENT_NOT_RESPONDING', `The guest agent answered ${name} with something else.`, {
-        cause,
-      });
+      throw notUnderstood(name, cause);
     }
   }
 
@@ -408,6 +417,12 @@ class LibvirtHypervisor implements Hypervisor {
   #emit(event: HypervisorEvent): void {
     for (const listener of [...this.#listeners]) listener(event);
   }
+}
+
+function notUnderstood(command: string, cause: unknown): HostAgentError {
+  return new HostAgentError('AGENT_NOT_RESPONDING', `The guest agent answered ${command} with something else.`, {
+    cause,
+  });
 }
 
 /** Takes the two instants of a call that the window's figures need. */

@@ -73,7 +73,7 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
   }
 
   async function info(path: string, format: string): Promise<ImageInfo> {
-    await statOf(path);
+    await imageAt(path);
     const text = await qemu(['info', '-U', '-f', format, '--output=json', absolute(path)]);
     const answer = parse(infoAnswer, text, path);
     const backing = answer['backing-filename'];
@@ -98,19 +98,13 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
       const real = await realpath(absolute(path)).catch((cause: unknown) => {
         throw notFound(path, cause);
       });
-      const found = await statOf(real);
-      if (found.isFile()) return { path: real, kind: 'file' };
-      if (found.isBlockDevice()) return { path: real, kind: 'block' };
-      throw new HostAgentError('IMAGE_INVALID', `${path} is neither a file nor a block device.`);
+      return { path: real, kind: (await imageAt(real)).isFile() ? 'file' : 'block' };
     },
 
     info,
 
     async sizeBytes(path, format) {
-      const found = await statOf(path);
-      // Whoever opens a FIFO waits for its writer, for ever.
-      if (!found.isFile() && !found.isBlockDevice())
-        throw new HostAgentError('IMAGE_INVALID', `${path} is neither a file nor a block device.`);
+      const found = await imageAt(path);
       if (format === 'qcow2') return await qcow2SizeBytes(path);
       if (format !== 'raw')
         throw new HostAgentError('IMAGE_INVALID', `The size of a ${format} image is not read: ${path}`);
@@ -176,7 +170,7 @@ export function createQemuImages(settings: QemuImagesSettings = {}): Images {
     },
 
     async isEmptyOverlay(path) {
-      await statOf(path);
+      await imageAt(path);
       return await hasEmptyTable(path);
     },
 
@@ -313,6 +307,13 @@ function asMergeFailure(path: string): (error: unknown) => never {
       },
     );
   };
+}
+
+/** What may be opened: whoever opens a FIFO waits for its writer, for ever. Errors: DISK_NOT_FOUND, IMAGE_INVALID. */
+async function imageAt(path: string): Promise<BigIntStats> {
+  const found = await statOf(path);
+  if (found.isFile() || found.isBlockDevice()) return found;
+  throw new HostAgentError('IMAGE_INVALID', `${path} is neither a file nor a block device.`);
 }
 
 async function statOf(path: string): Promise<BigIntStats> {

@@ -1,5 +1,5 @@
 import { realpath } from 'node:fs/promises';
-import { isAbsolute, normalize } from 'node:path';
+import { basename, dirname, isAbsolute, join, normalize } from 'node:path';
 
 /** Where local disks and overlays may lie unless host-agent.yaml says otherwise. */
 export const defaultLocations = ['/var/lib/libvirt/images', '/var/lib/nova/instances'];
@@ -32,6 +32,11 @@ export class Locations {
         return true;
     }
     return false;
+  }
+
+  /** Whether a name lies in a listed folder, whatever is there: it is the name that a deletion takes away, and a link before it may lead elsewhere. */
+  async holdName(path: string): Promise<boolean> {
+    return await this.holdFile(join(await realpathOrSame(dirname(path)), basename(path)));
   }
 
   /**

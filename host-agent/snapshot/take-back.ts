@@ -317,7 +317,8 @@ export class TakeBack {
     if (!isOverlayOf(overlay.overlayPath, window) || !isOverlayOf(real, window)) {
       return `${overlay.overlayPath} is not named as an overlay of this window.`;
     }
-    if (!(await this.#locations.holdFile(real))) return `${real} lies outside the folders of host-agent.yaml.`;
+    if (!(await this.#locations.holdFile(real)) || !(await this.#locations.holdName(overlay.overlayPath)))
+      return `${real} lies outside the folders of host-agent.yaml.`;
     return undefined;
   }
 
