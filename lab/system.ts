@@ -45,6 +45,8 @@ export interface SystemOptions {
   readonly engineConfig?: Record<string, unknown>;
   /** Further variables of the engine's environment: the cloud, in the OS_* that every OpenStack tool reads. */
   readonly engineEnvironment?: Readonly<Record<string, string>>;
+  /** Puts something between the engine and the host agent, which serves at this address, and answers where the engine is to look for it. */
+  readonly hostLink?: (hostAgentAddress: string) => Promise<string>;
 }
 
 /** `Body` is the route's answer as the caller knows it; the API's own tests hold it against the OpenAPI document. */
@@ -104,7 +106,8 @@ export class System {
       system.startHostAgent();
       system.startEngine();
       await system.waitUntilReady();
-      const added = await system.request('POST', '/v1/hosts', { name: HOST, address: system.hostAgentAddress });
+      const address = (await options.hostLink?.(system.hostAgentAddress)) ?? system.hostAgentAddress;
+      const added = await system.request('POST', '/v1/hosts', { name: HOST, address });
       if (added.status !== 201)
         throw new LabError('PROGRAM_FAILED', `The host was not added: ${JSON.stringify(added.body)}`);
       await system.waitForHost();
@@ -237,6 +240,24 @@ export class System {
     if (worker === undefined) throw new LabError('PROGRAM_FAILED', 'The host agent has no worker now');
     signalProcess(worker, 'SIGKILL');
     return worker;
+  }
+
+  /** kill -9 of Temporal's server; its database stays. */
+  async killTemporal(): Promise<void> {
+    const { pid, ended } = this.temporal;
+    process.kill(pid, 'SIGKILL');
+    await ended;
+  }
+
+  /** Starts Temporal's server again after {@link killTemporal}, where everybody looks for it. */
+  async startTemporal(): Promise<void> {
+    const port = (url: string) => Number(url.slice(url.lastIndexOf(':') + 1));
+    this.temporal = await startDevServer({
+      command: this.#options.temporalCommand,
+      stateFolder: join(this.folder, 'temporal'),
+      port: port(this.temporal.address),
+      uiPort: port(this.temporal.uiUrl),
+    });
   }
 
   logFile(name: 'engine' | 'host agent'): string {

@@ -4,9 +4,9 @@
  */
 import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import type { LibvirtLog } from '@stillpoint/lab/libvirt-log.js';
-import type { FrameMatch, HeldFrame } from '@stillpoint/lab/libvirt-proxy.js';
 import { afterAll, expect } from 'vitest';
-import { VM } from './whole-system.js';
+import { frozenMsAfter } from '../../matrix/frozen.js';
+import { heldBy, localSteps, type Reached, type Step } from '../../matrix/steps.js';
 import { world } from './world.js';
 
 /** Invariant 1: that long after a death, the restart included, no guest is frozen any more. */
@@ -26,88 +26,38 @@ export function reportDeaths(): void {
   });
 }
 
-export interface Step {
-  readonly name: string;
-  /** Holds the flow there, once it comes so far. */
-  hold(): Promise<HeldFrame>;
-  /** The guest is frozen there for as long as the flow is held. */
-  readonly isFrozen: boolean;
-  /** What is held keeps every thaw back, or is one: it is let go as soon as the victim is dead. */
-  readonly blocksTheThaw: boolean;
-}
-
-const held = (match: FrameMatch) => async () => world.proxy.hold(match);
-
+/** The matrix's steps between freeze and thaw, named by what is held there, and one more that lies between two of them. */
 export const steps: readonly Step[] = [
-  {
-    name: 'the freeze is about to be sent',
-    hold: held({ procedure: 'FSFREEZE', what: 'call' }),
-    isFrozen: false,
-    blocksTheThaw: true,
-  },
-  {
-    name: 'the freeze is answered',
-    hold: held({ procedure: 'FSFREEZE', what: 'reply' }),
-    isFrozen: true,
-    blocksTheThaw: true,
-  },
-  {
-    name: 'the cut is about to be sent',
-    hold: held({ procedure: 'SNAPSHOT_CREATE_XML', what: 'call' }),
-    isFrozen: true,
-    blocksTheThaw: false,
-  },
-  {
-    name: 'the cut is made',
-    hold: held({ procedure: 'SNAPSHOT_CREATE_XML', what: 'reply' }),
-    isFrozen: true,
-    blocksTheThaw: false,
-  },
-  {
-    name: 'the guest is asked whether it is still frozen',
-    hold: async () => {
-      // The same question was asked before the freeze: the one behind the cut is meant.
-      await world.proxy.seen({ procedure: 'SNAPSHOT_CREATE_XML', what: 'reply' });
-      return world.proxy.hold({
+  ...localSteps
+    .filter(({ name }) => ['freezing', 'frozen', 'cutting', 'cuts done', 'thawing', 'thawed'].includes(name))
+    .map((step) => ({ ...step, name: step.place })),
+  heldBy(
+    {
+      name: 'the guest is asked whether it is still frozen',
+      place: 'behind the cut',
+      isFrozen: false,
+      blocksTheThaw: false,
+    },
+    async ({ proxy }) => {
+      // The same question was asked before the freeze.
+      await proxy.seen({ procedure: 'SNAPSHOT_CREATE_XML', what: 'reply' });
+      return proxy.hold({
         procedure: 'AGENT_COMMAND',
         what: 'call',
         where: (payload) => payload.includes('guest-fsfreeze-status'),
       });
     },
-    isFrozen: false,
-    blocksTheThaw: false,
-  },
-  {
-    name: 'the thaw is about to be sent',
-    hold: held({ procedure: 'FSTHAW', what: 'call' }),
-    isFrozen: true,
-    blocksTheThaw: true,
-  },
-  {
-    name: 'the thaw is answered',
-    hold: held({ procedure: 'FSTHAW', what: 'reply' }),
-    isFrozen: false,
-    blocksTheThaw: false,
-  },
+  ),
 ];
 
 export const stepsNamed = (...names: string[]) => steps.filter(({ name }) => names.some((part) => name.includes(part)));
 
 /** Asks for a snapshot and returns when the flow is held at the step. */
-export async function snapshotAt(step: Step): Promise<{ id: string; frame: HeldFrame; log: LibvirtLog }> {
+export async function snapshotAt(step: Step): Promise<Reached & { log: LibvirtLog }> {
   const log = world.lab.log();
-  const holding = step.hold();
-  const id = await world.system.createSnapshot(VM);
-  const frame = await holding;
-  await frame.reached;
+  const reached = await step.reach(world);
   if (step.isFrozen) expect(await world.lab.guest.isFrozen()).toBe(true);
-  return { id, frame, log };
-}
-
-/** How long the guest was frozen after a death at `diedAt` (Date.now()), by libvirt's log: also by a freeze that came only then. */
-function frozenMsAfter(diedAt: number, log: LibvirtLog): number {
-  const times = log.frozenTimes().map(({ fromMs, untilMs = Date.now() }) => untilMs - Math.max(fromMs, diedAt));
-  return Math.max(0, ...times);
+  return { ...reached, log };
 }
 
 /** Waits until the guest's kernel holds nothing frozen, which must be so within 5 s of the death. */

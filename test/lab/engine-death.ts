@@ -8,12 +8,12 @@ reportDeaths();
 describe('The engine is killed when', () => {
   it.each(steps)('$name: thawed within 5 s, and the run ends by itself', async (step) => {
     const { system } = world;
-    const { id, frame, log } = await snapshotAt(step);
+    const { id, letGo, log } = await snapshotAt(step);
     const diedAt = Date.now();
     await system.killEngine();
-    if (step.blocksTheThaw) frame.release();
+    if (step.blocksTheThaw) letGo();
     await expectThawedSince(diedAt, log);
-    frame.release();
+    letGo();
 
     system.startEngine();
     await system.waitUntilReady();
@@ -26,15 +26,15 @@ describe('The engine is stopped when', () => {
     '$name: thawed within 5 s, and the run ends by itself when it goes on',
     async (step) => {
       const { system } = world;
-      const { id, frame, log } = await snapshotAt(step);
+      const { id, letGo, log } = await snapshotAt(step);
       const { engine } = system;
       if (engine === undefined) throw new Error('the engine does not run');
       const stoppedAt = Date.now();
       expect(signalProcess(engine, 'SIGSTOP')).toBe(true);
       try {
-        if (step.blocksTheThaw) frame.release();
+        if (step.blocksTheThaw) letGo();
         await expectThawedSince(stoppedAt, log);
-        frame.release();
+        letGo();
       } finally {
         signalProcess(engine, 'SIGCONT');
       }

@@ -6,10 +6,10 @@ reportDeaths();
 
 describe('The guest agent is killed, and comes back, when', () => {
   it.each(steps)('$name: thawed within 5 s, and the run ends by itself', async (step) => {
-    const { id, frame, log } = await snapshotAt(step);
+    const { id, letGo, log } = await snapshotAt(step);
     const diedAt = Date.now();
     await world.lab.guest.killAgent();
-    frame.release();
+    letGo();
     await expectThawedSince(diedAt, log);
     await expectTrueEnd(id, `guest agent killed when ${step.name}`, diedAt, log);
   });
@@ -18,9 +18,9 @@ describe('The guest agent is killed, and comes back, when', () => {
 describe('The guest agent is stopped when', () => {
   it.each(steps)('$name: thawed within 5 s of its going on, and the run ends by itself', async (step) => {
     const { guest } = world.lab;
-    const { id, frame, log } = await snapshotAt(step);
+    const { id, letGo, log } = await snapshotAt(step);
     await guest.stopAgent();
-    frame.release();
+    letGo();
     await guest.contAgent();
     const goesOnAt = Date.now();
     await expectThawedSince(goesOnAt, log);

@@ -10,11 +10,11 @@ describe("The host agent's worker is killed when", () => {
   it.each(stepsNamed('freeze is answered', 'cut is made', 'thaw is about to be sent'))(
     '$name: thawed within 5 s by the next one, and the run ends by itself',
     async (step) => {
-      const { id, frame, log } = await snapshotAt(step);
+      const { id, letGo, log } = await snapshotAt(step);
       const diedAt = Date.now();
       world.system.killHostAgentWorker();
       await expectThawedSince(diedAt, log);
-      frame.release();
+      letGo();
       await expectTrueEnd(id, `worker killed when ${step.name}`, diedAt, log);
     },
   );
@@ -23,12 +23,12 @@ describe("The host agent's worker is killed when", () => {
 describe('The host agent is killed, supervisor and worker, and started again, when', () => {
   it.each(steps)('$name: thawed within 5 s, and the run ends by itself', async (step) => {
     const { system } = world;
-    const { id, frame, log } = await snapshotAt(step);
+    const { id, letGo, log } = await snapshotAt(step);
     const diedAt = Date.now();
     await system.killHostAgent();
     system.startHostAgent();
     await expectThawedSince(diedAt, log);
-    frame.release();
+    letGo();
     await expectTrueEnd(id, `host agent killed when ${step.name}`, diedAt, log);
   });
 });
@@ -38,13 +38,13 @@ describe('The host agent is told to stop (SIGTERM) when', () => {
     const { system } = world;
     const [step] = stepsNamed('cut is made');
     if (step === undefined) throw new Error('no such step');
-    const { id, frame, log } = await snapshotAt(step);
+    const { id, letGo, log } = await snapshotAt(step);
     const { hostAgent } = system;
     if (hostAgent === undefined) throw new Error('the host agent does not run');
     const toldAt = Date.now();
     expect(signalProcess(hostAgent, 'SIGTERM')).toBe(true);
     await expectThawedSince(toldAt, log);
-    frame.release();
+    letGo();
     expect(await waitForExit(hostAgent, 60_000)).toBe(true);
     system.startHostAgent();
     await expectTrueEnd(id, 'host agent told to stop when the cut is made', toldAt, log);
