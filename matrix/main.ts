@@ -8,10 +8,12 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { defaultStateFolder } from '@stillpoint/lab/lab.js';
+import { prepareStorage, type Storage, startStorage } from '@stillpoint/lab/storage/storage.js';
 import { play, within } from './cell.js';
-import { type Fault, faults, openRows } from './faults.js';
+import { bringUpOnCeph, CephWorld } from './ceph-world.js';
+import { type Fault, faults, openRows, type Setup, stepsOf } from './faults.js';
 import { type CellResult, Results, render } from './results.js';
-import { localSteps, type Step } from './steps.js';
+import type { Step } from './steps.js';
 import { bringUp, World } from './world.js';
 
 const USAGE = `Usage: npm run matrix [-- [--row TEXT]... [--column TEXT]... [--again] [--table]]
@@ -47,7 +49,6 @@ function readArguments() {
 const asked = readArguments();
 const isAsked = (parts: readonly string[] | undefined, name: string) =>
   parts === undefined || parts.some((part) => name.includes(part));
-const stepsOf = (_fault: Fault): readonly Step[] => localSteps;
 
 /** What is built now, whatever is committed while this runs. */
 const commit = commitOfTheBuild();
@@ -67,24 +68,76 @@ const cells: Cell[] = faults
     return asked.again || known?.commit !== commit || known.problems.length > 0;
   });
 
+/** Two local disks and so many volumes: what there is beyond two cuts side by side costs time in every check. */
+const VOLUMES = 2;
+
+/** The world that stands, and the storage below it; made when a cell needs them, and made anew after a cell that failed. */
+class Stage {
+  #world: World | undefined;
+  #setup: Setup | undefined;
+  #storage: Storage | undefined;
+
+  async world(setup: Setup): Promise<World> {
+    if (this.#world !== undefined && this.#setup !== setup) await this.clear();
+    this.#setup = setup;
+    this.#world ??= await this.#bringUp(setup);
+    return this.#world;
+  }
+
+  /** Takes the world down, whatever state it is in. */
+  async clear(): Promise<void> {
+    const world = this.#world;
+    this.#world = undefined;
+    if (world instanceof CephWorld) await world.storage.mend().catch(told('The storage was not mended'));
+    await world?.stop().catch(told('The world did not end well'));
+  }
+
+  async end(): Promise<void> {
+    await this.clear();
+    await this.#storage?.stop();
+  }
+
+  async #bringUp(setup: Setup): Promise<World> {
+    const stateFolder = join(defaultStateFolder(), '..', 'matrix');
+    if (setup === 'local') return new World(await bringUp({ stateFolder, progress: say, journalApart: true }));
+    this.#storage ??= await this.#startStorage();
+    const options = { stateFolder, progress: say, storage: this.#storage, volumes: VOLUMES };
+    try {
+      return new CephWorld(await bringUpOnCeph(options));
+    } catch (error) {
+      // It may be the storage that does not work any more.
+      await this.#storage.stop();
+      this.#storage = undefined;
+      throw error;
+    }
+  }
+
+  async #startStorage(): Promise<Storage> {
+    const cacheFolder = join(defaultStateFolder(), 'cache');
+    await prepareStorage(cacheFolder, say);
+    const folder = join(defaultStateFolder(), '..', 'matrix-storage');
+    return startStorage({ folder, cacheFolder, keystone: true, monitor: 'fast', progress: say });
+  }
+}
+
+const told = (what: string) => (error: unknown) => say(`${what}: ${error}`);
+
 async function playAll(): Promise<number> {
   let failed = 0;
-  let world: World | undefined;
+  const stage = new Stage();
   try {
     for (const [index, cell] of cells.entries()) {
       if (stopped) break;
-      world ??= new World(await bringUp({ stateFolder: join(defaultStateFolder(), '..', 'matrix'), progress: say }));
-      const result = await playCell(world, cell);
+      const result = await playCell(await stage.world(cell.fault.on), cell);
       results.add(result);
       say(`${index + 1} of ${cells.length} ${lineOf(result)}`);
       if (result.problems.length === 0) continue;
       failed += 1;
       // What it has left must not fail the next one.
-      await world.stop().catch((error: unknown) => say(`The world did not end well: ${error}`));
-      world = undefined;
+      await stage.clear();
     }
   } finally {
-    await world?.stop();
+    await stage.end();
   }
   return failed;
 }

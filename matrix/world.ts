@@ -1,5 +1,6 @@
 /** What every cell of the matrix, and every test on the real thing, happens in: the lab, the whole system over it, and proxies where faults are to hit. */
-import { readdir, rm } from 'node:fs/promises';
+import { readFileSync } from 'node:fs';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
@@ -8,7 +9,7 @@ import { type CephVolumes, Lab } from '@stillpoint/lab/lab.js';
 import { LibvirtProxy } from '@stillpoint/lab/libvirt-proxy.js';
 import type { QemuUser } from '@stillpoint/lab/libvirtd.js';
 import { isRunning, signalProcess } from '@stillpoint/lab/processes.js';
-import type { Progress } from '@stillpoint/lab/programs.js';
+import { type Progress, runProgram } from '@stillpoint/lab/programs.js';
 import { type SnapshotPart, verifySet } from '@stillpoint/lab/snapshot-check.js';
 import { System } from '@stillpoint/lab/system.js';
 import { TcpProxy } from '@stillpoint/lab/tcp-proxy.js';
@@ -21,6 +22,8 @@ export interface WorldOptions {
   readonly progress: Progress;
   readonly qemuUser?: QemuUser;
   readonly ceph?: CephVolumes;
+  /** The host agent's state folder is a file system of its own, so that it can be full. Default false. */
+  readonly journalApart?: boolean;
   readonly engineConfig?: Record<string, unknown>;
   readonly engineEnvironment?: Readonly<Record<string, string>>;
 }
@@ -33,27 +36,38 @@ export interface WorldParts {
   /** Between the engine and the host agent. */
   readonly link: TcpProxy;
   readonly system: System;
+  /** The host agent's state folder. */
+  readonly journal: string;
   /** Temporal's command-line program. */
   readonly temporalCommand: string;
 }
 
+/** What a journal needs many times over. */
+const JOURNAL_MIB = 8;
+
 /** Brings all of it up; nothing is left running where that fails. */
 export async function bringUp(options: WorldOptions): Promise<WorldParts> {
-  const { qemuUser, ceph, stateFolder, progress, ...systemOptions } = options;
+  const { qemuUser, ceph, stateFolder, journalApart = false, progress, ...systemOptions } = options;
   const labOptions = { ...(qemuUser === undefined ? {} : { qemuUser }), ...(ceph === undefined ? {} : { ceph }) };
   const temporal = await findTemporal({ env: withoutCluster(), progress });
   if (temporal.kind !== 'command') throw new Error('A server of our own is started, whatever cluster there is');
+  const journal = join(stateFolder, 'journal');
+  await unmount(journal);
   const lab = await Lab.up({ stateFolder, progress, ...labOptions });
   const proxy = await LibvirtProxy.start({ socket: join(stateFolder, 'run/proxy'), upstream: lab.libvirtSocket });
   let link: TcpProxy | undefined;
   try {
+    await rm(journal, { recursive: true, force: true });
+    await mkdir(journal, { mode: 0o700 });
+    if (journalApart)
+      await runProgram('mount', ['-t', 'tmpfs', '-o', `size=${JOURNAL_MIB}m,mode=700`, 'tmpfs', journal]);
     const system = await System.start({
       folder: join(stateFolder, 'system'),
       hypervisor: { kind: 'libvirt', socket: proxy.socket, imageFolders: [lab.imagesFolder] },
       temporalCommand: temporal.path,
       progress,
       // The proxy forwards nothing late, so nobody need wait as long as libvirt might.
-      hostAgentConfig: { snapshot: { lateSwitchMs: 3_000 } },
+      hostAgentConfig: { snapshot: { lateSwitchMs: 3_000 }, stateFolder: journal },
       hostLink: async (hostAgent) => {
         link = await TcpProxy.start(hostAgent);
         return link.address;
@@ -61,11 +75,12 @@ export async function bringUp(options: WorldOptions): Promise<WorldParts> {
       ...systemOptions,
     });
     if (link === undefined) throw new Error('the system was started without its link');
-    return { lab, proxy, link, system, temporalCommand: temporal.path };
+    return { lab, proxy, link, system, journal, temporalCommand: temporal.path };
   } catch (error) {
     await link?.close();
     await proxy.close();
     await lab.down();
+    await unmount(journal);
     throw error;
   }
 }
@@ -76,13 +91,15 @@ export class World implements WorldParts {
   readonly proxy: LibvirtProxy;
   readonly link: TcpProxy;
   readonly system: System;
+  readonly journal: string;
   readonly temporalCommand: string;
 
-  constructor({ lab, proxy, link, system, temporalCommand }: WorldParts) {
+  constructor({ lab, proxy, link, system, journal, temporalCommand }: WorldParts) {
     this.lab = lab;
     this.proxy = proxy;
     this.link = link;
     this.system = system;
+    this.journal = journal;
     this.temporalCommand = temporalCommand;
   }
 
@@ -93,6 +110,7 @@ export class World implements WorldParts {
     await this.link.close();
     await this.proxy.close();
     await this.lab.down();
+    await unmount(this.journal);
     await rm(this.lab.stateFolder, { recursive: true, force: true });
   }
 
@@ -161,7 +179,7 @@ export class World implements WorldParts {
   }
 
   /** What is left of any snapshot on the host and in the guest: a reservation, an overlay in the live or the inactive chain, a file, a freeze. */
-  async leftovers(): Promise<string[]> {
+  async leftOnHost(): Promise<string[]> {
     const { vm, guest, disks } = this.lab;
     const left: string[] = [];
     await this.waitUntilNobodyHolds().catch((error: unknown) => left.push(firstLine(error)));
@@ -172,6 +190,11 @@ export class World implements WorldParts {
     if (files.length > 0) left.push(`overlay files: ${files.join(', ')}`);
     if (await guest.isFrozen()) left.push('the guest is frozen');
     return left;
+  }
+
+  /** What is left of any snapshot, wherever. */
+  async leftovers(): Promise<string[]> {
+    return this.leftOnHost();
   }
 
   /** The disks of a snapshot as QEMU's programs read them. */
@@ -195,6 +218,12 @@ export class World implements WorldParts {
     if (!ordered) found.push(`the order of writes is broken: ${numbers.join(', ')}`);
     return found;
   }
+}
+
+/** Ends a file system of its own at a folder, also one that an earlier run has left; nothing happens where there is none. */
+async function unmount(folder: string): Promise<void> {
+  const mounts = readFileSync('/proc/mounts', 'utf8').split('\n');
+  if (mounts.some((line) => line.split(' ')[1] === folder)) await runProgram('umount', [folder]);
 }
 
 const firstLine = (error: unknown) => (error instanceof Error ? error.message : String(error)).split('\n')[0] ?? '';

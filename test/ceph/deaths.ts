@@ -59,7 +59,7 @@ const atLibvirt = (name: string, match: FrameMatch, more: Pick<Place, 'blocksThe
   name,
   ...more,
   reach: async () => {
-    const held = mixed.world.proxy.hold(match);
+    const held = mixed.proxy.hold(match);
     const id = await mixed.begin({ disks: DISKS });
     await held.reached;
     return { id, goOn: async () => held.release() };

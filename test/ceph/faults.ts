@@ -62,7 +62,7 @@ async function withOneCreateHeld(): Promise<{ id: string; held: HeldExchange; vo
   const held = mixed.cinder.hold(create('request'));
   const id = await mixed.begin();
   await held.reached;
-  const volume = await mixed.world.until('the others are available', async () => {
+  const volume = await mixed.until('the others are available', async () => {
     const available = (await mixed.snapshotsInCinder()).filter(({ status }) => status === 'available');
     const made = available.map(({ volume_id }) => volume_id);
     const [missing, another] = VOLUMES.map((target) => mixed.volume(target)).filter((one) => !made.includes(one));
@@ -205,7 +205,7 @@ describe('In the window', () => {
     await api.freeze();
     held.release();
     await mixed.lab.guest.waitUntilThawed(30_000);
-    const steps = await mixed.world.until('what it may do is looked for', async () => {
+    const steps = await mixed.until('what it may do is looked for', async () => {
       const { body } = await mixed.system.request<SnapshotView>('GET', `/v1/snapshots/${id}`);
       return body.progress?.state === 'undoing' ? body.progress.steps : undefined;
     });
@@ -230,7 +230,7 @@ describe('In the window', () => {
     expect(snapshot.pending.join()).toContain(`openstack volume snapshot set --state error ${stuck?.id}`);
     expect(snapshot.error?.text).toContain('stillpoint snapshot cleanup');
     // The host's part is gone already.
-    await mixed.world.expectNothingLeft();
+    expect(await mixed.leftOnHost()).toEqual([]);
 
     const tooEarly = await mixed.system.stillpoint('snapshot', 'cleanup', snapshot.id, '--wait');
     expect(tooEarly.exitCode).toBe(7);
@@ -260,7 +260,7 @@ describe('A token', () => {
       const before = keystone.requests(tokens).length;
       expect(before).toBeGreaterThanOrEqual(2);
       const heldToken = String(headers['x-auth-token']);
-      await mixed.world.until('the token has expired', async () => ((await isGood(heldToken)) ? undefined : true));
+      await mixed.until('the token has expired', async () => ((await isGood(heldToken)) ? undefined : true));
       expect(await mixed.lab.guest.isFrozen()).toBe(true);
       held.release();
       const snapshot = await mixed.system.waitForSnapshot(id);

@@ -83,7 +83,7 @@ describe('The disks on Ceph alone', () => {
     const snapshot = await mixed.snapshot({ disks: VOLUMES });
     expect(snapshot).toMatchObject({ state: 'complete', grade: 'filesystem', partial: true });
     expect(snapshot.leftOut.map(({ target }) => target)).toEqual(LOCAL);
-    expect(await mixed.world.overlays()).toEqual([]);
+    expect(await mixed.overlays()).toEqual([]);
     await mixed.expectConsistent(snapshot);
     await mixed.system.deleteSnapshot(snapshot.id);
   });
