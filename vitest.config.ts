@@ -1,10 +1,23 @@
+import { basename } from 'node:path';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** The suites that need more than Node: `scripts/test.mjs` says for each what it runs on. */
 const onTemporal = ['test/temporal/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/system/**/*.test.ts'];
 const onPostgres = ['test/postgres/**/*.test.ts'];
 const onLab = ['test/lab/**/*.test.ts'];
 const onCeph = ['test/ceph/**/*.test.ts'];
+
+/** Where vitest has not seen its files run it begins with the largest: these are few lines long, and last longest. */
+const longest = ['engine.test.ts', 'guest.test.ts', 'host-agent.test.ts'];
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const isLong = ({ moduleId }: TestSpecification) => longest.includes(basename(moduleId));
+    const sorted = await super.sort(files);
+    return [...sorted.filter(isLong), ...sorted.filter((file) => !isLong(file))];
+  }
+}
 
 const shared = {
   // Sources instead of builds: `exports` of the workspaces name them under this condition.
@@ -19,6 +32,7 @@ const pool = 'forks' as const;
 export default defineConfig({
   ...shared,
   test: {
+    sequence: { sequencer: LongestFirst },
     projects: [
       {
         ...shared,

@@ -105,7 +105,8 @@ while :; do
   for place in '' $places; do churn $place; done
   [ $((number % 2048)) = 0 ] && for place in '' $places; do : >$place/writer/log; done
   echo $number >/run/writer/number
-  read -t 0.1 tick <&3
+  pause=0.1; [ -e /run/writer/pause ] && read -r pause </run/writer/pause
+  read -t $pause tick <&3
 done
 `;
 

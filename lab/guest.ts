@@ -145,6 +145,11 @@ export class Guest {
     await this.run(lines.join('; '));
   }
 
+  /** The writer rests that long after each round, s: 0.1 after every boot, which takes an emulating host a tenth of a processor. */
+  async setWriterPause(seconds: number): Promise<void> {
+    await this.run(`echo ${seconds} >/run/writer/pause`);
+  }
+
   /** All calls of the fsfreeze hook since the boot. */
   async hookCalls(): Promise<HookCall[]> {
     const text = await this.run('cat /run/hook/log 2>/dev/null || :');

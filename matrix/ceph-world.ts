@@ -5,7 +5,7 @@ import type { Storage } from '@stillpoint/lab/storage/storage.js';
 import { bringUp, World, type WorldOptions, type WorldParts } from './world.js';
 
 /** Short where one would only wait: nothing comes later than that from a Cinder whose requests the proxy has dropped. */
-const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 2_000, windowRequestTimeoutMs: 10_000 };
+const openstack = { undoWaitMs: 5_000, rpcTimeoutMs: 2_000, windowRequestTimeoutMs: 6_000 };
 
 /** A snapshot as Cinder has it; what nobody reads is left out. */
 export interface CinderSnapshot {

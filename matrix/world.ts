@@ -75,6 +75,8 @@ export async function bringUp(options: WorldOptions): Promise<WorldParts> {
       ...systemOptions,
     });
     if (link === undefined) throw new Error('the system was started without its link');
+    // Beside other guests and the tests themselves; where the order of its writes is what is tested it is made quick again.
+    await lab.guest.setWriterPause(0.5);
     return { lab, proxy, link, system, journal, temporalCommand: temporal.path };
   } catch (error) {
     await link?.close();

@@ -85,8 +85,8 @@ describe('Before the freeze a snapshot fails', () => {
     expectNeverFrozen();
   });
 
-  it('as CINDER_UNREACHABLE where Cinder is down', async () => {
-    await mixed.storage.daemon('cinder-api-keystone').kill();
+  it('as CINDER_UNREACHABLE where Cinder takes no connection', async () => {
+    mixed.cinder.refuse();
     expectFailed(await mixed.snapshot(), 'CINDER_UNREACHABLE', /See that Cinder runs/);
     expectNeverFrozen();
   });

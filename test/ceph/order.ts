@@ -4,7 +4,7 @@
  */
 import type { SnapshotView } from '@stillpoint/engine/api/schemas.js';
 import { isOrdered, readNumbers } from '@stillpoint/lab/snapshot-check.js';
-import { describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { LOCAL, VOLUMES } from './mixed-system.js';
 import { mixed } from './the-system.js';
 
@@ -42,6 +42,10 @@ function expectWritten(sets: readonly string[][], numbers: readonly (readonly nu
 }
 
 describe('The order in which the guest wrote to its disks', () => {
+  beforeAll(async () => {
+    await mixed.lab.guest.setWriterPause(0.1);
+  });
+
   it(
     `is kept by each of ${MANY} snapshots that are graded filesystem, and every disk passes fsck`,
     async () => {
