@@ -47,6 +47,7 @@ export async function startHostAgent(config: HostAgentConfig, stop: AbortSignal)
   const freeze = createFreezeRoom({
     hypervisor,
     folder,
+    hostName: config.hostName,
     log: log.child({ room: 'freeze' }),
     settings: {
       windowLimitMs: config.freeze.windowLimitMs,

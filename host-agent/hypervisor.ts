@@ -22,6 +22,12 @@ export interface Hypervisor {
    */
   getVmBehindJob(uuid: string): Promise<{ vm: Vm; inactive?: Disk[] }>;
 
+  /**
+   * Notes a text in the running domain, in a namespace of Stillpoint's own: it goes where the VM goes (migration, save and restore, managed save) and ends with
+   * this life of it. `undefined` removes it. Not in the persistent definition: what starts from there is no frozen guest. It waits for the domain's job.
+   * Errors: VM_NOT_FOUND, VM_NOT_RUNNING, HYPERVISOR_BUSY.
+   */
+  setNote(uuid: string, note: string | undefined): Promise<void>;
   /** Sets how long libvirt waits for the guest agent, in whole seconds (at least 1); `default` is libvirt's own. It is the domain's: others share it. */
   setAgentTimeout(uuid: string, seconds: number | 'default'): Promise<void>;
   /** The guest's OS by its agent, else by the domain's metadata, else undefined. `timeoutS` bounds the agent's answer (whole seconds). */
@@ -81,6 +87,8 @@ export type HypervisorEvent =
       type: 'lifecycle';
       uuid: string;
       what: 'started' | 'stopped' | 'paused' | 'resumed' | 'defined' | 'undefined' | 'other';
+      /** Of `stopped`: it runs on elsewhere, or lies in a file; absent: it ended here. */
+      why?: 'moved' | 'saved';
     }
   | { type: 'agent'; uuid: string; connected: boolean }
   | { type: 'block-job'; uuid: string; target: string; what: 'ready' | 'completed' | 'failed' | 'cancelled' };
@@ -122,6 +130,10 @@ export interface Vm {
   /** libvirt's id of the running domain: it changes with every start. */
   domainId: number | undefined;
   state: VmState;
+  /** Of a VM that is shut off: how its last life ended, as far as libvirt knows (since its own start); undefined: it is not shut off. */
+  offBecause: 'moved' | 'saved' | 'ended' | 'unknown' | undefined;
+  /** What setNote noted, or somebody else in our namespace: not to be trusted. Undefined: nothing. */
+  note: string | undefined;
   persistent: boolean;
   /** A managed-save image would bring old block state back: undo and delete touch nothing. */
   hasManagedSave: boolean;

@@ -55,9 +55,15 @@ export type LostReason =
   | 'FREEZE_FAILED'
   | 'NEVER_FROZEN'
   | 'UNDONE'
-  | 'VM_GONE'
+  | WhereGone
   /** The verdict could not be written: evidence that a restart would not find is none. */
   | 'JOURNAL_UNWRITABLE';
+
+/**
+ * Where a VM went whose guest was frozen: its life ended; it runs on another host, or may (libvirt does not know it any more); its memory lies in a file. After the
+ * last two its guest may be frozen still: who meets it next thaws it.
+ */
+export type WhereGone = 'VM_GONE' | 'VM_MOVED' | 'VM_SAVED';
 
 export interface CutRecord {
   cut: string;
@@ -76,6 +82,8 @@ export interface Verdict {
   /** Undefined exactly when held. */
   lostReason: LostReason | undefined;
   detail: string;
+  /** libvirt was never asked to freeze in this window, and will not be. Journals of before 0.2 lack it: false. */
+  neverAsked?: boolean;
   frozenFileSystems: number;
   /** Undefined: unknown. */
   thawedFileSystems: number | undefined;
@@ -196,6 +204,11 @@ export interface FreezeRoom {
   }): Promise<{ stale: StaleOperation } | undefined>;
   /** An administrator's thaw, whoever froze the guest. Errors: those of the guest agent. */
   thawVm(vm: string, askedBy: string): Promise<{ thawedFileSystems: number; lostWindow: string | undefined }>;
+  /**
+   * Thaws what a window of another host may have left frozen, now that the VM is here; an open window of this host is left alone. The count is 0 where nothing was
+   * frozen, or nobody knows how much. Errors: STILL_FROZEN (it goes on), VM_NOT_FOUND, VM_NOT_RUNNING.
+   */
+  thawArrived(vm: string, window: string): Promise<number>;
   /** Gives a VM back by an administrator's word on the host: whoever held it. The answer says who. */
   releaseVm(vm: string, askedBy: string): Promise<Reservation | undefined>;
 

@@ -124,6 +124,23 @@ export class Vm {
     await this.#run(['start', this.name]);
   }
 
+  /** Writes the running guest to a file, as `virsh save` does; the domain is shut off then. */
+  async save(file: string): Promise<void> {
+    await this.#libvirtd.virsh(['save', this.name, file]);
+    this.guest.disconnect();
+  }
+
+  /** Shuts the domain off with a file of libvirt's own, from which its next start goes on. */
+  async managedSave(): Promise<void> {
+    await this.#libvirtd.virsh(['managedsave', this.name]);
+    this.guest.disconnect();
+  }
+
+  /** Goes on from such a file, and returns as soon as the guest runs. */
+  async restore(file: string): Promise<void> {
+    await this.#run(['restore', file]);
+  }
+
   /** Keeps the guest as it has just booted, for every VM like this one. The VM is off then. */
   async saveBoot(): Promise<void> {
     // What the boot has left in free memory would make the file three times as large.
@@ -132,10 +149,7 @@ export class Vm {
       60_000,
     );
     const disks = new Map(this.definition.disks.map(({ target, path }) => [target, path]));
-    await this.#host.savedBoots.keep(this.#machine(), disks, async (memory) => {
-      await this.#libvirtd.virsh(['save', this.name, memory]);
-      this.guest.disconnect();
-    });
+    await this.#host.savedBoots.keep(this.#machine(), disks, (memory) => this.save(memory));
   }
 
   /** True when the guest need not boot: one like it has been saved. */
@@ -277,7 +291,7 @@ export class Vm {
     const memory = join(dirname(this.#shellSocket), `${this.name}.memory`);
     try {
       await writeMemoryOf(saved, await this.xml('inactive'), memory);
-      await this.#run(['restore', memory]);
+      await this.restore(memory);
     } finally {
       await rm(memory, { force: true });
     }

@@ -221,6 +221,10 @@ export interface WindowVerdict {
   cuts: { cut: string; heldMs?: number; endedMs?: number; outcome: string; reason: string }[];
   gaps: Gap[];
   thawedBy: string;
+  /** The host that has the VM now and has thawed it, where the window's own could not. */
+  thawedOn?: string;
+  /** libvirt was never asked to freeze in this window, and will not be. */
+  neverAsked?: true;
 }
 
 export interface SnapshotRecord {

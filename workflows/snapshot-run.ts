@@ -261,8 +261,15 @@ function leftOf({ end }: SnapshotFailed, undone: Undone | undefined): PartsLeft 
 /** In what state the guest is now: what a person must know first, and no more than is proven. */
 function guestNow(end: WindowEnd | undefined, mayStillFreeze: boolean): string {
   const verdict = end?.verdict;
+  if (verdict?.thawedOn !== undefined) return `The VM runs on ${verdict.thawedOn} now, and its guest is thawed there.`;
   if (verdict?.lostReason === 'HOST_LOST') return 'Its host was removed as lost.';
   if (verdict?.lostReason === 'VM_GONE') return 'The VM stopped while its guest was frozen.';
+  if (verdict?.lostReason === 'VM_MOVED') {
+    return 'The VM left its host while its guest was frozen: the host agent that meets it, or starts it, thaws it.';
+  }
+  if (verdict?.lostReason === 'VM_SAVED') {
+    return 'The VM was saved to a file while its guest was frozen: it is thawed when it is restored.';
+  }
   if (mayStillFreeze) {
     return 'Whether the guest is frozen is not proven: its host agent asks it, thaws it, and says so (stillpoint vms).';
   }
@@ -270,6 +277,7 @@ function guestNow(end: WindowEnd | undefined, mayStillFreeze: boolean): string {
     const howLong = verdict.window.thawedAt === undefined ? 'a time not known' : ms(verdict.window.ms);
     return `The guest is thawed; it was frozen for ${howLong}.`;
   }
+  if (verdict?.neverAsked) return 'Nothing was frozen: the window was given up before its freeze was asked for.';
   return verdict === undefined ? 'This run froze nothing.' : 'The guest is not frozen.';
 }
 
@@ -291,6 +299,7 @@ const settled: ReadonlySet<string> = new Set(['NEVER_FROZEN', 'NOT_HELD_IN_TIME'
 /** A freeze that was asked for, and of which the verdict proves neither that it happened and was thawed nor that it never will. */
 function mayStillFreeze({ verdict, trouble }: WindowEnd): boolean {
   if (verdict === undefined || verdict.held || verdict.window.frozenAt !== undefined) return false;
+  if (verdict.neverAsked || verdict.thawedOn !== undefined) return false;
   const { lostReason } = verdict;
   return !settled.has(lostReason ?? '') && !surelyNotFrozen.has(trouble?.code ?? '');
 }

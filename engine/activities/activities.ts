@@ -13,7 +13,8 @@ import { prepare } from './prepare.js';
 import { recordSnapshot, refused } from './record.js';
 import { removeLeftover } from './remove-leftover.js';
 import { currentRun } from './run.js';
-import { isoTime, lostVerdict, verdictOf } from './verdict.js';
+import { thawFileSystems } from './thaw.js';
+import { isoTime } from './verdict.js';
 import { snapshotVolume } from './volume-cut.js';
 import { takeWindowSlot } from './window-slot.js';
 import { WindowSteps } from './window-steps.js';
@@ -56,21 +57,10 @@ export function createActivities(deps: ActivityDeps): Activities {
 
     snapshotVolume: (request) => inWindow(request.window, (signal) => snapshotVolume(deps, request, signal)),
 
-    thawFileSystems: ({ host, vm, window, reason }) =>
+    thawFileSystems: (request) =>
       // A guest may be frozen: whatever goes wrong, it is asked again.
       asFailure(
-        () =>
-          whileBeating(async (signal) => {
-            try {
-              return verdictOf(await deps.hosts.host(host).thawFileSystems({ vm, window, reason }, { signal }));
-            } catch (error) {
-              if (isHostError(error, 'HOST_LOST')) return lostVerdict(window, 'HOST_LOST', error.message);
-              if (isHostError(error, 'WINDOW_UNKNOWN')) {
-                return lostVerdict(window, 'WINDOW_UNKNOWN', `${host} knows nothing of this window: ${error.message}`);
-              }
-              throw error;
-            }
-          }),
+        () => whileBeating((signal) => thawFileSystems(deps, request, signal)),
         () => true,
       ),
 

@@ -23,6 +23,7 @@ export function verdictOf(verdict: HostVerdict): WindowVerdict {
     })),
     gaps: verdict.gaps,
     thawedBy: verdict.thawedBy,
+    ...(verdict.neverAsked ? { neverAsked: true } : {}),
   };
 }
 

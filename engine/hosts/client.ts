@@ -180,11 +180,11 @@ export function hostClient(name: string, channel: () => Promise<HostChannel>): H
         ),
       ),
 
-    thawVm: async ({ vm, askedBy }, options) => {
+    thawVm: async ({ vm, askedBy, window = '' }, options) => {
       const { thawedFileSystems, lostWindowId } = await unary<wire.ThawVmResponse>(
         options,
         deadlines.thaw,
-        (client, call, answer) => client.thawVm({ vmUuid: vm, askedBy }, metadata, call, answer),
+        (client, call, answer) => client.thawVm({ vmUuid: vm, askedBy, windowId: window }, metadata, call, answer),
       );
       return { thawedFileSystems, lostWindow: lostWindowId };
     },

@@ -64,8 +64,9 @@ export interface HostClient {
       beforeSending?: () => void;
     },
   ): Promise<HostMergeResult>;
+  /** `window`: only what that window, begun on another host, left frozen; a window that is open here is left alone. Without it: whoever froze the guest. */
   thawVm(
-    request: { vm: string; askedBy: string },
+    request: { vm: string; askedBy: string; window?: string },
     options?: CallOptions,
   ): Promise<{ thawedFileSystems: number; lostWindow: string }>;
 }
@@ -177,6 +178,8 @@ export interface HostVerdict {
   held: boolean;
   lostReason: string;
   detail: string;
+  /** libvirt was never asked to freeze: nothing was frozen. */
+  neverAsked: boolean;
   frozenFileSystems: number;
   /** -1: unknown. */
   thawedFileSystems: number;

@@ -1,7 +1,7 @@
 import type { Logger } from 'pino';
 import { type HostAgentErrorCode, isHostAgentError } from '../errors.js';
-import type { Hypervisor } from '../hypervisor.js';
-import type { FreezeState } from '../window.js';
+import type { Hypervisor, Vm } from '../hypervisor.js';
+import type { FreezeState, WhereGone } from '../window.js';
 import type { Clock } from './clock.js';
 import type { FreezeSettings } from './settings.js';
 import { within } from './within.js';
@@ -12,8 +12,8 @@ export type Settlement =
   | { how: 'thawed'; fileSystems: number | undefined; requestedAt: number; thawedUnixMs: number }
   /** A watched freeze never happened. */
   | { how: 'not-frozen' }
-  /** That life of the guest is over: nothing is left that could be thawed. */
-  | { how: 'gone'; detail: string };
+  /** That life of the guest is over, or goes on elsewhere: nothing is left here that could be thawed. */
+  | { how: 'gone'; reason: WhereGone; detail: string };
 
 /**
  * A thaw that is owed to one guest: taken with the lease, before libvirt is asked to freeze, and ended only by proof that the guest is
@@ -229,13 +229,16 @@ export class ThawDebt {
         this.#explain('The VM was saved to disk while frozen. Start it; it is thawed then.');
         return undefined;
       }
-      if (vm.state === 'shut-off') return { how: 'gone', detail: 'The VM was shut off while frozen.' };
+      if (vm.state === 'shut-off') return { how: 'gone', ...goneAs(vm.offBecause) };
       const otherLife = this.domainId !== undefined && vm.domainId !== undefined && vm.domainId !== this.domainId;
-      if (otherLife && !this.#wasSaved)
-        return { how: 'gone', detail: 'The VM was shut off while frozen, and started again.' };
+      if (otherLife && !this.#wasSaved) {
+        return { how: 'gone', reason: 'VM_GONE', detail: 'The VM was stopped while frozen, and started again.' };
+      }
     } catch (error) {
       if (isHostAgentError(error, 'VM_NOT_FOUND')) {
-        return { how: 'gone', detail: 'libvirt does not know the VM any more: undefined, or moved to another host.' };
+        const detail =
+          'libvirt does not know the VM any more: it moved to another host while frozen, or was undefined.';
+        return { how: 'gone', reason: 'VM_MOVED', detail };
       }
     }
     return undefined;
@@ -302,6 +305,29 @@ export interface DebtDependencies {
   settings: FreezeSettings;
   clock: Clock;
   log: Logger;
+}
+
+/** Where a VM is that was frozen and does not run here any more. Its note goes with it, and whoever meets that thaws it. */
+export function goneAs(because: Vm['offBecause']): { reason: WhereGone; detail: string } {
+  switch (because) {
+    case 'moved':
+      return {
+        reason: 'VM_MOVED',
+        detail: 'The VM moved to another host while frozen; the host agent there thaws it.',
+      };
+    case 'saved':
+      return {
+        reason: 'VM_SAVED',
+        detail: 'The VM was saved to a file while frozen; it is thawed when it is restored.',
+      };
+    case 'ended':
+      return { reason: 'VM_GONE', detail: 'The VM was shut off while frozen.' };
+    default:
+      return {
+        reason: 'VM_MOVED',
+        detail: 'The VM does not run here any more: it was shut off, saved or moved to another host while frozen.',
+      };
+  }
 }
 
 /** What a person can do so that the thaw works. */

@@ -7,6 +7,7 @@ import type {
   QuiescePolicy,
   Reservation,
   Verdict,
+  WhereGone,
 } from '../window.js';
 
 /** On what terms a window was reserved. */
@@ -46,7 +47,8 @@ export type JournalEntry =
       reason: string;
     }
   | { type: 'thaw-due'; vm: string; window: string; by: string; lost: LostReason | undefined }
-  | { type: 'settled'; vm: string; window: string }
+  /** `end`: what it was that settled it; journals of before 0.2 lack it. */
+  | { type: 'settled'; vm: string; window: string; end?: 'thawed' | 'not-frozen' | WhereGone }
   | { type: 'verdict'; vm: string; window: string; verdict: Verdict }
   | { type: 'closed'; vm: string; window: string; closedUnixMs: number }
   | { type: 'released'; vm: string; operation: string; by: string }

@@ -1,3 +1,4 @@
+import { hostname } from 'node:os';
 import type { Logger } from 'pino';
 import { HostAgentError, isHostAgentError } from '../errors.js';
 import type { Hypervisor, HypervisorEvent } from '../hypervisor.js';
@@ -11,6 +12,7 @@ import type {
   StaleOperation,
   Verdict,
 } from '../window.js';
+import { Arrivals } from './arrivals.js';
 import { type Clock, processClock } from './clock.js';
 import { fileSystemsText, judgeCoverage } from './coverage.js';
 import { Guest } from './guest.js';
@@ -27,6 +29,8 @@ export interface FreezeRoomOptions {
   hypervisor: Hypervisor;
   /** State folder; the journal lies in it. */
   folder: string;
+  /** Of this host, as its certificate has it, for the note in the domains' metadata; default the machine's. */
+  hostName?: string;
   settings?: Partial<FreezeSettings>;
   log: Logger;
   clock?: Clock;
@@ -42,6 +46,7 @@ type Reserved = { gaps: CoverageGap[]; expectedFileSystems: number; guestOs: str
 class Room implements FreezeRoom {
   readonly #hypervisor: Hypervisor;
   readonly #folder: string;
+  readonly #hostName: string;
   readonly #settings: FreezeSettings;
   readonly #clock: Clock;
   readonly #log: Logger;
@@ -50,15 +55,18 @@ class Room implements FreezeRoom {
   readonly #reserving = new Map<string, Promise<Reserved>>();
   #started: Journal | undefined;
   #inquiry: Inquiry | undefined;
+  readonly #arrivals: Arrivals;
   #unsubscribe: () => void = () => undefined;
   #stopping = false;
 
-  constructor({ hypervisor, folder, settings, log, clock }: FreezeRoomOptions) {
+  constructor({ hypervisor, folder, hostName, settings, log, clock }: FreezeRoomOptions) {
     this.#hypervisor = hypervisor;
     this.#folder = folder;
+    this.#hostName = hostName ?? hostname();
     this.#settings = { ...defaultFreezeSettings, ...settings };
     this.#log = log;
     this.#clock = clock ?? processClock;
+    this.#arrivals = new Arrivals(this.#debtDependencies, (vm) => this.#guest(vm));
   }
 
   async start(): Promise<void> {
@@ -71,6 +79,8 @@ class Room implements FreezeRoom {
     this.#started = journal;
     this.#unsubscribe = this.#hypervisor.onEvent((event) => this.#onEvent(event));
     recover(journal.history, (vm) => this.#guest(vm));
+    // After those that the journal knows: their thaws are on their way.
+    this.#arrivals.lookAtAll();
     if (!journal.history.unsure) return;
 
     // A record that would have closed a window may be among the unreadable ones.
@@ -238,6 +248,21 @@ class Room implements FreezeRoom {
     return { thawedFileSystems: await this.#thawStranger(vm), lostWindow: undefined };
   }
 
+  async thawArrived(vm: string, window: string): Promise<number> {
+    checkId('VM', vm);
+    checkId('window', window);
+    const { domainId } = await runningVm(this.#hypervisor, vm, this.#settings.callGuardMs);
+    const guest = this.#guest(vm);
+    // No window of this host opens on a guest that is frozen already.
+    const open = guest.openWindow;
+    if (open !== undefined && open.freezeState !== 'thawed') return 0;
+    const settlement = await this.#inTime(guest.thawArrived(window, domainId).settled, () =>
+      this.#stillFrozen(vm, window),
+    );
+    if (settlement.how === 'gone') throw new HostAgentError('VM_NOT_FOUND', settlement.detail);
+    return settlement.how === 'thawed' ? (settlement.fileSystems ?? 0) : 0;
+  }
+
   async releaseVm(vm: string, askedBy: string): Promise<Reservation | undefined> {
     const guest = this.#guests.get(vm);
     const held = guest?.reservation;
@@ -298,8 +323,9 @@ class Room implements FreezeRoom {
         );
       }),
     );
-    await Promise.all([...this.#guests.values()].map((guest) => guest.settleAgentTimeout()));
+    this.#arrivals.stop();
     for (const guest of this.#guests.values()) guest.stop();
+    await Promise.all([...this.#guests.values()].map((guest) => guest.settleDomain()));
     this.#unsubscribe();
     await this.#started?.close();
   }
@@ -316,7 +342,16 @@ class Room implements FreezeRoom {
   #guest(vm: string): Guest {
     let guest = this.#guests.get(vm);
     if (guest === undefined) {
-      guest = new Guest({ ...this.#debtDependencies, journal: this.#journal, stopping: () => this.#stopping }, vm);
+      guest = new Guest(
+        {
+          ...this.#debtDependencies,
+          journal: this.#journal,
+          hostName: this.#hostName,
+          stopping: () => this.#stopping,
+          lookAgain: (gone) => this.#arrivals.look(gone),
+        },
+        vm,
+      );
       this.#guests.set(vm, guest);
     }
     return guest;
@@ -412,16 +447,20 @@ class Room implements FreezeRoom {
 
   /** Closes a window for somebody who waits, but not for ever: the thaw goes on without him. Errors: STILL_FROZEN, JOURNAL_UNWRITABLE. */
   async #close(window: Window, by: string, loss: Loss | undefined): Promise<Verdict> {
-    const closing = window.close(by, loss);
+    return this.#inTime(window.close(by, loss), () => this.#notClosed(window));
+  }
+
+  /** What somebody waits for, or the error once he has waited long enough; it goes on without him. */
+  async #inTime<T>(work: Promise<T>, notYet: () => HostAgentError): Promise<T> {
     let timer: NodeJS.Timeout | undefined;
     const tooLong = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(this.#notClosed(window)), this.#settings.thawAnswerMs);
+      timer = setTimeout(() => reject(notYet()), this.#settings.thawAnswerMs);
     });
     try {
-      return await Promise.race([closing, tooLong]);
+      return await Promise.race([work, tooLong]);
     } finally {
       clearTimeout(timer);
-      closing.catch(() => undefined);
+      work.catch(() => undefined);
     }
   }
 
@@ -432,10 +471,12 @@ class Room implements FreezeRoom {
         `The verdict of window ${window.id} is not on disk yet; the guest is thawed`,
       );
     }
-    const why = this.state(window.vm).detail || 'the guest agent has not answered yet';
-    return new HostAgentError('STILL_FROZEN', `VM ${window.vm} is not thawed yet: ${why}`, {
-      metadata: { window: window.id },
-    });
+    return this.#stillFrozen(window.vm, window.id);
+  }
+
+  #stillFrozen(vm: string, window: string): HostAgentError {
+    const why = this.state(vm).detail || 'the guest agent has not answered yet';
+    return new HostAgentError('STILL_FROZEN', `VM ${vm} is not thawed yet: ${why}`, { metadata: { window } });
   }
 
   async #giveBack(guest: Guest, operation: string, by: string): Promise<void> {
@@ -471,6 +512,7 @@ class Room implements FreezeRoom {
 
   #onEvent(event: HypervisorEvent): void {
     this.#inquiry?.onEvent(event);
+    this.#arrivals.onEvent(event);
     if (event.type === 'connection') for (const guest of this.#guests.values()) guest.onEvent(event);
     else this.#guests.get(event.uuid)?.onEvent(event);
   }

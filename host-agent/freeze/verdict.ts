@@ -1,4 +1,4 @@
-import type { CoverageGap, CutRecord, LostReason, Verdict } from '../window.js';
+import type { CoverageGap, CutRecord, LostReason, Verdict, WhereGone } from '../window.js';
 import type { Settlement } from './debt.js';
 
 /** All that is known of a window whose guest is thawed. */
@@ -7,6 +7,8 @@ export interface Evidence {
   cuts: CutRecord[];
   gaps: CoverageGap[];
   limitMs: number;
+  /** libvirt was asked to freeze, or may have been. */
+  asked: boolean;
   /** Undefined: the freeze was never answered. */
   frozen: { fileSystems: number; at: number; unixMs: number } | undefined;
   /** The answer to the status question just before the thaw; undefined: not asked. */
@@ -31,10 +33,11 @@ export function judge(evidence: Evidence): Verdict {
   const { frozen, settlement } = evidence;
   const thawed = settlement?.how === 'thawed' ? settlement : undefined;
   const windowMs = frozen !== undefined && thawed !== undefined ? Math.max(0, thawed.requestedAt - frozen.at) : 0;
-  const lost = evidence.lost ?? lossIn(evidence, windowMs);
+  const lost = lossOf(evidence, windowMs);
   return {
     window: evidence.window,
     held: lost === undefined,
+    neverAsked: !evidence.asked,
     lostReason: lost?.reason,
     detail: lost?.detail ?? 'The freeze held from before the first cut to after the last.',
     frozenFileSystems: frozen?.fileSystems ?? 0,
@@ -48,10 +51,20 @@ export function judge(evidence: Evidence): Verdict {
   };
 }
 
+/** A VM that is not here any more is what people must know first: its guest may be frozen elsewhere. */
+function lossOf(evidence: Evidence, windowMs: number): Loss | undefined {
+  const { settlement, lost } = evidence;
+  if (settlement?.how !== 'gone') return lost ?? lossIn(evidence, windowMs);
+  if (lost !== undefined && tellsWhere.has(lost.reason)) return lost;
+  const detail = lost === undefined ? settlement.detail : `${settlement.detail} Before that: ${lost.detail}`;
+  return { reason: settlement.reason, detail };
+}
+
+const tellsWhere: ReadonlySet<LostReason> = new Set<WhereGone>(['VM_GONE', 'VM_MOVED', 'VM_SAVED']);
+
 function lossIn(evidence: Evidence, windowMs: number): Loss | undefined {
   const { frozen, statusBefore, settlement } = evidence;
   if (frozen === undefined) return { reason: 'NEVER_FROZEN', detail: 'The guest was not frozen in this window.' };
-  if (settlement?.how === 'gone') return { reason: 'VM_GONE', detail: settlement.detail };
 
   const undone = evidence.cuts.filter((cut) => cut.outcome !== 'done').map((cut) => cut.cut);
   if (undone.length > 0 || evidence.cuts.length === 0) {

@@ -2,7 +2,7 @@ import { HostAgentError, isHostAgentError } from '../errors.js';
 import type { HypervisorEvent } from '../hypervisor.js';
 import type { CoverageGap, CutRecord, FreezeState, Hold, Verdict } from '../window.js';
 import { countGap, fileSystemsText, judgeCoverage } from './coverage.js';
-import type { AgentTimeout, DebtDependencies, Owed, Settlement, ThawDebt } from './debt.js';
+import { type AgentTimeout, type DebtDependencies, goneAs, type Owed, type Settlement, type ThawDebt } from './debt.js';
 import type { JournalEntry, Prepared, WindowTerms } from './history.js';
 import type { Journal } from './journal.js';
 import { type Reading, readGuest } from './preflight.js';
@@ -15,6 +15,12 @@ export interface WindowDependencies extends DebtDependencies, AgentTimeout {
   journal: Journal;
   /** Takes a debt for the guest: from now on a thaw is owed, whatever becomes of the window. */
   owe(lease: Owed): ThawDebt;
+  /** Notes the lease in the domain, where it goes with the VM. Errors: VM_NOT_FOUND, VM_NOT_RUNNING, HYPERVISOR_BUSY and the connection's. */
+  noteLease(window: string, domainId: number | undefined): Promise<void>;
+  /** Removes that note, without waiting. */
+  removeNote(window: string): void;
+  /** Errors: MAYBE_FROZEN. */
+  refuseWhileOwed(): void;
   /** Sets it to the configured value, without waiting. */
   restoreAgentTimeout(): void;
   /** Whether the host agent is stopping. */
@@ -69,6 +75,7 @@ export class Window {
   readonly #cuts = new Map<string, Cut>();
   #gaps: CoverageGap[];
   #debt: ThawDebt | undefined;
+  #asked = false;
   #frozen: Evidence['frozen'];
   #statusBefore: Evidence['statusBefore'];
   #thawedBy = '';
@@ -153,6 +160,7 @@ export class Window {
 
     const { clock, hypervisor, settings } = this.#deps;
     const askedAt = clock.now();
+    this.#asked = true;
     const call = hypervisor.freeze(this.vm);
     const answer = await within(call, request.freezeTimeoutMs + settings.callGuardMs).catch((error) => {
       throw this.#freezeFailed(debt, call, error);
@@ -217,7 +225,7 @@ export class Window {
         'The connection to libvirt was lost inside the window: whether the guest agent restarted is unknown.';
       this.#doubt ??= { reason: 'AGENT_RESTARTED', detail };
     } else if (event.type === 'lifecycle' && event.what === 'stopped') {
-      this.#thaw('the VM stopped', { reason: 'VM_GONE', detail: 'The VM was shut off while frozen.' });
+      this.#thaw('the VM stopped', goneAs(event.why ?? 'ended'));
     }
   }
 
@@ -339,16 +347,22 @@ export class Window {
    * Any error closes the window.
    */
   async #takeLease({ cuts, freezeTimeoutMs, caller }: FreezeRequest): Promise<ThawDebt> {
-    const { hypervisor, settings, journal, setAgentTimeout, owe, restoreAgentTimeout } = this.#deps;
+    const { hypervisor, settings, journal, setAgentTimeout, owe, noteLease, removeNote, restoreAgentTimeout } =
+      this.#deps;
     try {
       this.#throwUnwanted(caller);
       await this.#everyCutToBeReady(caller);
       this.#throwUnwanted(caller);
+      // Beside the questions to the guest, and done before the freeze: it must cost the window nothing.
+      const noting = noteLease(this.id, this.prepared?.pinned.domainId);
+      noting.catch(() => undefined);
       const boundAgent = () => setAgentTimeout(Math.ceil(freezeTimeoutMs / 1_000));
       const reading = await readGuest(hypervisor, this.vm, settings, boundAgent);
       this.#refuseChanged(reading);
       const { setDisks, unquiescedDisks } = this.terms;
       this.#gaps = judgeCoverage({ fileSystems: reading.fileSystems, setDisks, unquiescedDisks }).gaps;
+      await noting;
+      this.#deps.refuseWhileOwed();
       this.#throwUnwanted(caller);
       const { domainId } = reading.vm;
       await journal.commit({ type: 'lease', vm: this.vm, window: this.id, cuts, domainId });
@@ -357,6 +371,7 @@ export class Window {
       return this.#debt;
     } catch (error) {
       this.#debt?.cancel();
+      removeNote(this.id);
       restoreAgentTimeout();
       const text = error instanceof Error ? error.message : String(error);
       this.#finish(this.#lost ?? { reason: 'NEVER_FROZEN', detail: `The guest was not frozen: ${text}` }, undefined);
@@ -519,6 +534,7 @@ export class Window {
       })),
       gaps: this.#gaps,
       limitMs: this.terms.windowLimitMs,
+      asked: this.#asked,
       frozen: this.#frozen,
       statusBefore: this.#statusBefore,
       settlement,
@@ -559,6 +575,8 @@ export class Window {
     if (entry.type === 'prepared') this.prepared = entry.prepared;
     if (entry.type === 'lease') {
       this.#phase = 'thawing';
+      // It may have been, right after this was written.
+      this.#asked = true;
       for (const cut of entry.cuts) this.#addCut(cut);
     }
     if (entry.type === 'frozen') {

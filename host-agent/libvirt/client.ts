@@ -88,6 +88,14 @@ export const DomainState = {
   crashed: 6,
   pmSuspended: 7,
 } as const;
+/** virDomainShutoffReason, as far as it is told apart. */
+export const ShutoffReason = { unknown: 0, migrated: 4, saved: 5 } as const;
+/** virDomainEventType and, of the event 'stopped', virDomainEventStoppedDetailType. */
+export const LifecycleStopped = 5;
+export const StoppedDetail = { migrated: 3, saved: 4 } as const;
+/** virDomainMetadataType and virDomainModificationImpact. */
+const METADATA_ELEMENT = 2;
+const AFFECT_LIVE = 1;
 /** virConnectListAllDomainsFlags: no filter. */
 const ALL_DOMAINS = 0;
 
@@ -207,6 +215,17 @@ export class LibvirtClient extends EventEmitter<LibvirtClientEvents> {
 
   hasManagedSaveImage(domain: Domain, options?: CallOptions): Promise<boolean> {
     return this.#ordinary.call(Procedures.domainHasManagedSaveImage, { domain, flags: 0 }, options);
+  }
+
+  /** Puts one element into the running domain's metadata, in place of the one of the same namespace; null removes that. */
+  setLiveMetadata(
+    domain: Domain,
+    element: { xml: string | null; key: string; uri: string },
+    options?: CallOptions,
+  ): Promise<void> {
+    const { xml: metadata, key, uri } = element;
+    const args = { domain, type: METADATA_ELEMENT, metadata, key, uri, flags: AFFECT_LIVE };
+    return this.#ordinary.call(Procedures.domainSetMetadata, args, options);
   }
 
   /** Changes the persistent definition, or makes one. */

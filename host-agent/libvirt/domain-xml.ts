@@ -6,6 +6,9 @@
 import type { ChainImage, Disk, GuestOs, OverlayFile, Vm } from '../hypervisor.js';
 import { encode, parseXml, XmlElement, XmlError } from './xml.js';
 
+/** Where the metadata holds what is Stillpoint's; the prefix is for people who read it. */
+export const noteNamespace = { prefix: 'stillpoint', uri: 'urn:stillpoint:lease' } as const;
+
 /** The channel's name is fixed: libvirt looks for the guest agent there and nowhere else. */
 const AGENT_CHANNEL = 'org.qemu.guest_agent.0';
 
@@ -17,6 +20,8 @@ export interface DomainDefinition {
   guestAgent: Vm['guestAgent'];
   /** What the definition's libosinfo metadata says. */
   os: GuestOs | undefined;
+  /** The text in our element of the metadata; empty where it is no text. */
+  note: string | undefined;
   disks: Disk[];
   /** Copies and active commits that run, by their disk's target. */
   mirrors: Map<string, Mirror>;
@@ -40,9 +45,15 @@ export function readDomainXml(xml: string): DomainDefinition {
     live: domain.attribute('id') !== undefined,
     guestAgent: guestAgentOf(domain),
     os: osOf(domain),
+    note: noteOf(domain),
     disks: disksOf(domain).map(readDisk),
     mirrors: mirrorsOf(domain),
   };
+}
+
+/** Our element of the metadata, as it is handed to libvirt, which gives it its namespace. */
+export function noteXml(note: string): string {
+  return `<lease>${encode(note)}</lease>`;
 }
 
 /**
@@ -199,6 +210,20 @@ function osOf(domain: XmlElement): GuestOs | undefined {
   if (host === undefined || family === undefined) return undefined;
   // The guest agent's word for Windows.
   return host === 'microsoft.com' ? { id: 'mswindows', isWindows: true } : { id: family, isWindows: false };
+}
+
+/** Found by its namespace, whatever prefix it has by now. Whoever wrote it, it never keeps the definition from being read. */
+function noteOf(domain: XmlElement): string | undefined {
+  for (const element of domain.child('metadata')?.elements ?? []) {
+    const prefix = /^([^:]+):/.exec(element.name)?.[1];
+    try {
+      if (element.attribute(prefix === undefined ? 'xmlns' : `xmlns:${prefix}`) === noteNamespace.uri)
+        return element.text;
+    } catch {
+      return '';
+    }
+  }
+  return undefined;
 }
 
 function textOf(domain: XmlElement, name: string): string {

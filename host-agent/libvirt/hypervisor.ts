@@ -13,8 +13,17 @@ import type {
   VmState,
 } from '../hypervisor.js';
 import { type CommitOptions, commitImage } from './block-commit.js';
-import { DomainState, DomainXmlFlag, LibvirtClient, type LibvirtClientOptions, SnapshotFlag } from './client.js';
-import { type DomainDefinition, readDomainXml, snapshotXml, withImage } from './domain-xml.js';
+import {
+  DomainState,
+  DomainXmlFlag,
+  LibvirtClient,
+  type LibvirtClientOptions,
+  LifecycleStopped,
+  ShutoffReason,
+  SnapshotFlag,
+  StoppedDetail,
+} from './client.js';
+import { type DomainDefinition, noteNamespace, noteXml, readDomainXml, snapshotXml, withImage } from './domain-xml.js';
 import { ErrorNumber, isJobLockTimeout, isOperationInvalid, LibvirtConnectionError, LibvirtError } from './errors.js';
 import { type Look, needsLook, type Task, toHostAgentError } from './failures.js';
 import { createQemuImages } from './images.js';
@@ -78,7 +87,7 @@ class LibvirtHypervisor implements Hypervisor {
     this.#client.on('up', () => this.#emit({ type: 'connection', up: true }));
     this.#client.on('down', () => this.#emit({ type: 'connection', up: false }));
     this.#client.on('lifecycle', (event) => {
-      this.#emit({ type: 'lifecycle', uuid: event.domain.uuid, what: lifecycleOf(event) });
+      this.#emit({ type: 'lifecycle', uuid: event.domain.uuid, ...lifecycleOf(event) });
     });
     this.#client.on('agent', (event) => {
       this.#emit({ type: 'agent', uuid: event.domain.uuid, connected: event.connected });
@@ -146,6 +155,13 @@ class LibvirtHypervisor implements Hypervisor {
     if (!vm.persistent) return { vm };
     const inactive = await this.#ask(uuid, 'read', () => this.#definition(domainRef(uuid), DomainXmlFlag.inactive));
     return { vm, inactive: inactive.disks };
+  }
+
+  async setNote(uuid: string, note: string | undefined): Promise<void> {
+    const { prefix: key, uri } = noteNamespace;
+    const xml = note === undefined ? null : noteXml(note);
+    const options = { timeoutMs: JOB_CALL_MS };
+    await this.#ask(uuid, 'read', () => this.#client.setLiveMetadata(domainRef(uuid), { xml, key, uri }, options));
   }
 
   async setAgentTimeout(uuid: string, seconds: number | 'default'): Promise<void> {
@@ -323,7 +339,7 @@ class LibvirtHypervisor implements Hypervisor {
   /** @param jobWaitMs how long it may take to learn of a migration, for which libvirt waits for the domain's job. */
   async #describe(domain: Domain, jobWaitMs = BRIEF_JOB_WAIT_MS): Promise<Vm> {
     return this.#ask(domain.uuid, 'read', async () => {
-      const [{ state }, definition, hasManagedSave, persistent, migrating] = await Promise.all([
+      const [{ state, reason }, definition, hasManagedSave, persistent, migrating] = await Promise.all([
         this.#client.getState(domain),
         this.#definition(domain, 0),
         this.#client.hasManagedSaveImage(domain),
@@ -335,6 +351,8 @@ class LibvirtHypervisor implements Hypervisor {
         name: definition.name,
         domainId: domain.id === -1 ? undefined : domain.id,
         state: stateOf(state),
+        offBecause: state === DomainState.shutOff ? offBecause(reason) : undefined,
+        note: definition.note,
         persistent,
         hasManagedSave,
         guestAgent: definition.guestAgent,
@@ -477,8 +495,24 @@ function stateOf(state: number): VmState {
 
 const LIFECYCLE = ['defined', 'undefined', 'started', 'paused', 'resumed', 'stopped'] as const;
 
-function lifecycleOf({ event }: LifecycleEvent): (typeof LIFECYCLE)[number] | 'other' {
-  return LIFECYCLE[event] ?? 'other';
+function lifecycleOf({ event, detail }: LifecycleEvent) {
+  const what = LIFECYCLE[event] ?? 'other';
+  if (event === LifecycleStopped && detail === StoppedDetail.migrated) return { what, why: 'moved' } as const;
+  if (event === LifecycleStopped && detail === StoppedDetail.saved) return { what, why: 'saved' } as const;
+  return { what } as const;
+}
+
+function offBecause(reason: number): Vm['offBecause'] {
+  switch (reason) {
+    case ShutoffReason.unknown:
+      return 'unknown';
+    case ShutoffReason.migrated:
+      return 'moved';
+    case ShutoffReason.saved:
+      return 'saved';
+    default:
+      return 'ended';
+  }
 }
 
 const BLOCK_JOB = ['completed', 'failed', 'cancelled', 'ready'] as const;

@@ -268,6 +268,20 @@ export const Procedures = {
     },
     nothing,
   ),
+  domainSetMetadata: remote<
+    { domain: Domain; type: number; metadata: string | null; key: string; uri: string; flags: number },
+    void
+  >(
+    264,
+    'DOMAIN_SET_METADATA',
+    (w, { domain, type, metadata, key, uri, flags }) => {
+      writeDomain(w, domain);
+      w.int(type);
+      for (const text of [metadata, key, uri]) w.optional(text, (writer, value) => writer.string(value));
+      w.uint(flags);
+    },
+    nothing,
+  ),
   domainGetJobStats: ofDomainWithFlags(298, 'DOMAIN_GET_JOB_STATS', (r): JobStats => {
     return { type: r.int(), parameters: new Map(r.array(JOB_STATS_MAX, readTypedParameter)) };
   }),

@@ -62,6 +62,11 @@ export class XmlElement {
     return this.#content.filter((item): item is XmlElement => item instanceof XmlElement && item.name === name);
   }
 
+  /** All child elements. */
+  get elements(): XmlElement[] {
+    return this.#content.filter((item): item is XmlElement => item instanceof XmlElement);
+  }
+
   append(child: XmlElement): void {
     this.#content.push(child);
   }

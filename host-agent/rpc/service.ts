@@ -19,6 +19,7 @@ import {
   checkedText,
   checkedUuid,
   checkedVmWindow,
+  checkedWindow,
 } from './validate.js';
 import { mergeResultToWire, overlayFilesToWire, verdictToWire, wholeMs } from './wire.js';
 
@@ -237,6 +238,15 @@ export function createServices(options: ServiceOptions): { hostAgent: HostAgentS
       afterRecovery(async (request, call) => {
         const vm = checkedUuid('vm_uuid', request.vmUuid);
         const askedBy = checkedText('asked_by', request.askedBy);
+        if (request.windowId !== '') {
+          const { window } = checkedWindow('window_id', request.windowId);
+          const thawedFileSystems = await freeze.thawArrived(vm, window);
+          call.log.warn(
+            { askedBy, window, thawedFileSystems },
+            'thawed what a window of another host may have left frozen',
+          );
+          return { thawedFileSystems, lostWindowId: '' };
+        }
         const thawed = await freeze.thawVm(vm, askedBy);
         call.log.warn({ askedBy, ...thawed }, 'thawed by an administrator');
         return { thawedFileSystems: thawed.thawedFileSystems, lostWindowId: thawed.lostWindow ?? '' };

@@ -39,6 +39,7 @@ export function verdictToWire(verdict: Verdict): wire.Verdict {
     held: verdict.held,
     lostReason: verdict.lostReason ?? '',
     detail: verdict.detail,
+    neverAsked: verdict.neverAsked ?? false,
     frozenFileSystems: verdict.frozenFileSystems,
     thawedFileSystems: verdict.thawedFileSystems ?? -1,
     windowMs: verdict.windowMs,

@@ -202,6 +202,7 @@ class World implements SimulatedHypervisor {
   listVms = () => this.#first.listVms();
   getVm = (uuid: string) => this.#first.getVm(uuid);
   getVmBehindJob = (uuid: string) => this.#first.getVmBehindJob(uuid);
+  setNote = (uuid: string, note: string | undefined) => this.#first.setNote(uuid, note);
   setAgentTimeout = (uuid: string, seconds: number | 'default') => this.#first.setAgentTimeout(uuid, seconds);
   guestOs = (uuid: string, timeoutS: number) => this.#first.guestOs(uuid, timeoutS);
   guestFileSystems = (uuid: string) => this.#first.guestFileSystems(uuid);
@@ -268,6 +269,18 @@ class Session implements SimulatedSession {
       const vm = this.#world.existingVm(uuid);
       const inactive = vm.describeInactive();
       return { vm: vm.describe(true), ...(inactive === undefined ? {} : { inactive }) };
+    });
+  }
+
+  async setNote(uuid: string, note: string | undefined) {
+    await this.#ask('setNote', uuid, async () => {
+      const vm = this.#world.existingVm(uuid);
+      await vm.domainJob.run(async () => {
+        if (!vm.running) {
+          throw new HostAgentError('VM_NOT_RUNNING', 'Requested operation is not valid: domain is not running');
+        }
+        vm.note = note;
+      });
     });
   }
 

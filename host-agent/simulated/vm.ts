@@ -58,6 +58,12 @@ export interface BlockJob {
   totalBytes: number;
 }
 
+/** What goes where a VM goes when it is saved to a file or moves to another host: its guest's memory, and its live definition. */
+export interface GuestLife {
+  frozen: boolean;
+  note: string | undefined;
+}
+
 /** A simulated VM: definitions, guest, guest agent. Tests and the demo drive it by its methods, which happen at once. */
 export class SimulatedVm {
   readonly uuid: string;
@@ -73,10 +79,15 @@ export class SimulatedVm {
   readonly #volumes = new Map<string, WrittenNumbers>();
   readonly #emit: (event: SimulatedVmEvent) => void;
   readonly #agentAtStart: boolean;
+  readonly #settings: SimulatedVmSettings & { uuid: string };
+  #saved: GuestLife | undefined;
 
   persistent: boolean;
-  hasManagedSave = false;
   migrating = false;
+  /** How its last life ended. */
+  offBecause: 'moved' | 'saved' | 'ended' | 'unknown' = 'unknown';
+  /** In its live definition. */
+  note: string | undefined;
   /** Undefined: it is gone (undefined and off, or moved). */
   exists = true;
   domainId: number | undefined;
@@ -91,6 +102,7 @@ export class SimulatedVm {
     settings: SimulatedVmSettings & { uuid: string },
     world: { files: SimulatedFiles; secondMs: number; emit: (event: SimulatedVmEvent) => void },
   ) {
+    this.#settings = settings;
     this.uuid = settings.uuid;
     this.name = settings.name;
     this.persistent = settings.persistent ?? true;
@@ -116,6 +128,10 @@ export class SimulatedVm {
 
   get running(): boolean {
     return this.live !== undefined;
+  }
+
+  get hasManagedSave(): boolean {
+    return this.#saved !== undefined;
   }
 
   /** Whether the guest's file systems are frozen: the truth that tests ask. */
@@ -168,21 +184,18 @@ export class SimulatedVm {
     }
     this.live = copy(this.inactive);
     this.domainId = ++SimulatedVm.#lastDomainId;
-    this.hasManagedSave = false;
+    const saved = this.#saved;
+    this.#saved = undefined;
+    this.agent.frozen = saved?.frozen ?? false;
+    this.note = saved?.note;
     this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'started' });
+    if (saved !== undefined) this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'resumed' });
     if (this.#agentAtStart && this.hasAgentChannel) this.connectAgent();
   }
 
   /** Powers off; a transient VM is gone with it. Block jobs end without a merge. */
   shutOff(): void {
-    if (!this.running) return;
-    this.live = undefined;
-    this.domainId = undefined;
-    this.paused = false;
-    this.migrating = false;
-    this.agent.guestGone();
-    if (!this.persistent) this.exists = false;
-    this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'stopped' });
+    this.#end('ended');
   }
 
   /** Off and on again: another domain id. */
@@ -218,16 +231,32 @@ export class SimulatedVm {
     this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'undefined' });
   }
 
-  /** Shuts off with a managed-save image. */
+  /** Shuts off with a managed-save image, from which the next start goes on. */
   managedSave(): void {
-    this.shutOff();
-    this.hasManagedSave = true;
+    this.#saved = this.save();
   }
 
-  /** Migrates away: it runs on elsewhere, and this host knows it no more. */
-  moveAway(): void {
+  /** Shuts off, its life in the file that is returned. */
+  save(): GuestLife {
+    const life = { frozen: this.frozen, note: this.note };
+    this.#end('saved');
+    return life;
+  }
+
+  /** Goes on from a file. */
+  restore(life: GuestLife): void {
+    if (this.running) return;
+    this.#saved = life;
+    this.start();
+  }
+
+  /** Migrates to another host, if one is given, and runs on there; this host knows it no more. */
+  moveAway(to?: { addVm(settings: SimulatedVmSettings): SimulatedVm }): void {
+    const life = { frozen: this.frozen, note: this.note };
+    const there = to?.addVm({ ...this.#settings, state: 'shut-off' });
     this.persistent = false;
-    this.shutOff();
+    this.#end('moved');
+    there?.restore(life);
   }
 
   connectAgent(): void {
@@ -287,6 +316,8 @@ export class SimulatedVm {
       name: this.name,
       domainId: this.domainId,
       state: !this.running ? 'shut-off' : this.paused ? 'paused' : 'running',
+      offBecause: this.running ? undefined : this.offBecause,
+      note: this.note,
       persistent: this.persistent,
       hasManagedSave: this.hasManagedSave,
       guestAgent: !this.hasAgentChannel
@@ -313,6 +344,20 @@ export class SimulatedVm {
     return [...this.live.values()].flatMap(({ source }) =>
       source === undefined ? [] : this.#files.chain(source).map((image) => image.path),
     );
+  }
+
+  #end(how: 'moved' | 'saved' | 'ended'): void {
+    if (!this.running) return;
+    this.live = undefined;
+    this.note = undefined;
+    this.offBecause = how;
+    this.domainId = undefined;
+    this.paused = false;
+    this.migrating = false;
+    this.agent.guestGone();
+    if (!this.persistent) this.exists = false;
+    const why = how === 'ended' ? {} : { why: how };
+    this.#emit({ type: 'lifecycle', uuid: this.uuid, what: 'stopped', ...why });
   }
 
   /** libvirt tells the whole chain of a running domain; of the persistent definition only what that names. */
@@ -380,7 +425,12 @@ export class SimulatedVm {
 
 /** What a VM tells of itself. */
 export type SimulatedVmEvent =
-  | { type: 'lifecycle'; uuid: string; what: 'started' | 'stopped' | 'paused' | 'resumed' | 'undefined' }
+  | {
+      type: 'lifecycle';
+      uuid: string;
+      what: 'started' | 'stopped' | 'paused' | 'resumed' | 'undefined';
+      why?: 'moved' | 'saved';
+    }
   | { type: 'agent'; uuid: string; connected: boolean };
 
 function copy(definition: Definition): Definition {

@@ -86,6 +86,7 @@ export class Host {
     const room = createFreezeRoom({
       hypervisor,
       folder: this.folder,
+      hostName: 'kvm-1',
       settings: { ...this.settings, ...settings },
       log: pino({ level: 'silent' }),
     });

@@ -49,7 +49,12 @@ test('the lease is on disk before libvirt is asked for the freeze', async () => 
   session.kill();
 
   const next = await lab.room();
-  expect(await verdictOf(next)).toMatchObject({ held: false, lostReason: 'HOST_AGENT_RESTARTED', frozenUnixMs: 0 });
+  expect(await verdictOf(next)).toMatchObject({
+    held: false,
+    lostReason: 'HOST_AGENT_RESTARTED',
+    frozenUnixMs: 0,
+    neverAsked: false,
+  });
 });
 
 test('a host agent that dies between freeze and its answer thaws in its next life', async () => {

@@ -1,5 +1,5 @@
 import { type Evidence, judge } from '@stillpoint/host-agent/freeze/verdict.js';
-import type { CutRecord } from '@stillpoint/host-agent/window.js';
+import type { CutRecord, WhereGone } from '@stillpoint/host-agent/window.js';
 import { expect, test } from 'vitest';
 import { window1 } from './fixture.js';
 
@@ -17,6 +17,7 @@ const evidence = (changes: Partial<Evidence> = {}): Evidence => ({
   cuts: [cut()],
   gaps: [],
   limitMs: 100,
+  asked: true,
   frozen: { fileSystems: 2, at: 1_000, unixMs: 1_700_000_000_000 },
   statusBefore: 'frozen',
   settlement: { how: 'thawed', fileSystems: 2, requestedAt: 1_050, thawedUnixMs: 1_700_000_000_100 },
@@ -33,6 +34,9 @@ const thawed = (changes: { fileSystems?: number | undefined; requestedAt?: numbe
   thawedUnixMs: 1_700_000_000_100,
   ...changes,
 });
+
+const gone = (reason: WhereGone): Evidence['settlement'] => ({ how: 'gone', reason, detail: 'Not here.' });
+const limit = { reason: 'LIMIT', detail: 'It took too long.' } as const;
 
 test('with every part in evidence the window was held', () => {
   expect(judge(evidence())).toMatchObject({
@@ -54,7 +58,11 @@ test.each<[string, Partial<Evidence>, string]>([
   ['the guest was not asked', { statusBefore: undefined }, 'STATUS_UNANSWERED'],
   ['fewer file systems thawed', { settlement: thawed({ fileSystems: 1 }) }, 'COUNT_MISMATCH'],
   ['nobody knows how many thawed', { settlement: thawed({ fileSystems: undefined }) }, 'COUNT_MISMATCH'],
-  ['the VM is gone', { settlement: { how: 'gone', detail: 'shut off' } }, 'VM_GONE'],
+  ['the VM is gone', { settlement: gone('VM_GONE') }, 'VM_GONE'],
+  ['the VM moved away', { settlement: gone('VM_MOVED') }, 'VM_MOVED'],
+  ['the VM moved away after something else', { settlement: gone('VM_MOVED'), lost: limit }, 'VM_MOVED'],
+  ['the VM was saved', { settlement: gone('VM_SAVED') }, 'VM_SAVED'],
+  ['the VM was seen to stop', { settlement: gone('VM_MOVED'), lost: { ...limit, reason: 'VM_GONE' } }, 'VM_GONE'],
   ['the agent restarted', { doubt: { reason: 'AGENT_RESTARTED', detail: 'seen' } }, 'AGENT_RESTARTED'],
   ['it was lost before', { lost: { reason: 'SHUTDOWN', detail: 'stopped' } }, 'SHUTDOWN'],
 ])('a window is lost when %s', (_, changes, lostReason) => {

@@ -294,7 +294,7 @@ test('a VM that is moved away while frozen owes no thaw here', async () => {
   lab.world.inject('thaw', { reject: 'VM_NOT_FOUND' }, { times: 1_000 });
   lab.world.inject('freezeStatus', { reject: 'VM_NOT_FOUND' }, { times: 1_000 });
   lab.world.inject('getVm', { reject: 'VM_NOT_FOUND' }, { times: 1_000 });
-  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'LIMIT' });
+  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'VM_MOVED' });
 });
 
 test('a freeze whose caller is gone when it is answered is thawed at once', async () => {

@@ -22,6 +22,7 @@ const calls: Record<string, (hypervisor: Hypervisor) => Promise<unknown>> = {
   listVms: (h) => h.listVms(),
   getVm: (h) => h.getVm(web1.uuid),
   getVmBehindJob: (h) => h.getVmBehindJob(web1.uuid),
+  setNote: (h) => h.setNote(web1.uuid, 'x'),
   setAgentTimeout: (h) => h.setAgentTimeout(web1.uuid, 5),
   guestOs: (h) => h.guestOs(web1.uuid, 1),
   guestFileSystems: (h) => h.guestFileSystems(web1.uuid),
@@ -121,6 +122,7 @@ function behaveWell({
     libvirtd.answer(procedure, (call) => call.reply((w) => w.int(1)));
   }
   libvirtd.answer(Procedures.domainSnapshotCreateXml, (call) => call.reply((w) => writeDomain(w.string('s'))));
+  libvirtd.answer(Procedures.domainSetMetadata, (call) => call.reply());
   libvirtd.answer(Procedures.domainBlockCommit, (call) => call.reply());
   libvirtd.answer(Procedures.domainBlockJobAbort, (call) => call.reply());
 }

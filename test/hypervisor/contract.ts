@@ -30,6 +30,10 @@ export interface ContractHost {
   setFreezeHook(hook: 'nothing' | 'fail' | 'hang'): Promise<void>;
   /** Resolves once the guest's freeze hook has begun. */
   hookBegan(): Promise<void>;
+  /** `virsh save`: the VM is shut off, its guest in a file. */
+  save(): Promise<SavedVm>;
+  /** `virsh managedsave`, and a start that goes on from there. */
+  managedSave(): Promise<SavedVm>;
   /** libvirt goes away, and comes back; the guest lives on. */
   connectionDown(): Promise<void>;
   connectionUp(): Promise<void>;
@@ -49,6 +53,11 @@ export interface ContractVm {
   start(): Promise<void>;
   shutOff(): Promise<void>;
   remove(): Promise<void>;
+}
+
+/** A running guest in a file: it goes on from there once. */
+export interface SavedVm {
+  restore(): Promise<void>;
 }
 
 const nobody = '00000000-0000-4000-8000-00000000dead';
@@ -463,12 +472,91 @@ export function hypervisorContract(name: string, setup: () => Promise<ContractHo
       });
     });
 
+    describe('a note', () => {
+      const noted = async () => (await port.getVm(uuid)).note;
+
+      it('is in the running VM until it is removed, whatever its text', async () => {
+        expect(await noted()).toBeUndefined();
+        const text = JSON.stringify({ a: `<&>"']]>`, b: 'ü' });
+        await port.setNote(uuid, text);
+        expect(await noted()).toBe(text);
+        expect((await port.listVms()).find((vm) => vm.uuid === uuid)?.note).toBe(text);
+        await port.setNote(uuid, 'another');
+        expect(await noted()).toBe('another');
+        await port.setNote(uuid, undefined);
+        expect(await noted()).toBeUndefined();
+        await port.setNote(uuid, undefined);
+      });
+
+      it('can be written and removed while the guest is frozen or paused', async () => {
+        await port.freeze(uuid);
+        await port.setNote(uuid, 'frozen');
+        await host.pause();
+        expect(await noted()).toBe('frozen');
+        await port.setNote(uuid, undefined);
+        expect(await noted()).toBeUndefined();
+      });
+
+      it('outlives libvirt’s own restart', async () => {
+        await port.setNote(uuid, 'kept');
+        const down = event((told) => told.type === 'connection' && !told.up);
+        const up = event((told) => told.type === 'connection' && told.up);
+        await host.connectionDown();
+        await down;
+        await host.connectionUp();
+        await up;
+        expect(await noted()).toBe('kept');
+      }, 60_000);
+
+      it.each(['save', 'managedSave'] as const)(
+        'and the freeze go with the guest: %s',
+        async (how) => {
+          const { domainId } = await port.getVm(uuid);
+          await port.setNote(uuid, 'frozen here');
+          const { fileSystems } = await port.freeze(uuid);
+          const stopped = event((told) => told.type === 'lifecycle' && told.uuid === uuid && told.what === 'stopped');
+          const saved = await host[how]();
+          expect(await stopped).toMatchObject({ why: 'saved' });
+          expect(await port.getVm(uuid)).toMatchObject({
+            state: 'shut-off',
+            offBecause: 'saved',
+            note: undefined,
+            hasManagedSave: how === 'managedSave',
+          });
+          await rejects(port.setNote(uuid, 'too late'), 'VM_NOT_RUNNING');
+          const started = event((told) => told.type === 'lifecycle' && told.uuid === uuid && told.what === 'started');
+          const resumed = event((told) => told.type === 'lifecycle' && told.uuid === uuid && told.what === 'resumed');
+          await saved.restore();
+          await Promise.all([started, resumed]);
+          const vm = await port.getVm(uuid);
+          expect(vm).toMatchObject({ state: 'running', offBecause: undefined, note: 'frozen here' });
+          expect(vm.domainId).not.toBe(domainId);
+          expect(await host.isFrozen()).toBe(true);
+          expect((await port.thaw(uuid)).fileSystems).toBe(fileSystems);
+          expect(await host.isFrozen()).toBe(false);
+          await port.setNote(uuid, undefined);
+        },
+        120_000,
+      );
+
+      it('ends with the life of the VM', async () => {
+        const extra = await host.addVm({ name: 'noted', agentChannel: false, start: true });
+        await port.setNote(extra.uuid, 'this life');
+        await extra.shutOff();
+        expect(await port.getVm(extra.uuid)).toMatchObject({ note: undefined, offBecause: 'ended' });
+        await extra.start();
+        expect((await port.getVm(extra.uuid)).note).toBeUndefined();
+        await extra.remove();
+      }, 60_000);
+    });
+
     describe('when things are missing', () => {
       it('an unknown VM is VM_NOT_FOUND', async () => {
         const calls: (() => Promise<unknown>)[] = [
           () => port.getVm(nobody),
           () => port.getVmBehindJob(nobody),
           () => port.setAgentTimeout(nobody, 5),
+          () => port.setNote(nobody, 'x'),
           () => port.freezeStatus(nobody, 1),
           () => port.guestFileSystems(nobody),
           () => port.freeze(nobody),

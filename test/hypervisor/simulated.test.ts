@@ -34,6 +34,14 @@ hypervisorContract('simulated', async () => {
       vm.setFreezeHook(hooks[hook]);
     },
     hookBegan: async () => await vm.agent.hookBegan,
+    save: async () => {
+      const file = vm.save();
+      return { restore: async () => vm.restore(file) };
+    },
+    managedSave: async () => {
+      vm.managedSave();
+      return { restore: async () => vm.start() };
+    },
     connectionDown: async () => simulated.connectionDown(),
     connectionUp: async () => simulated.connectionUp(),
     addVm: async ({ name, agentChannel, start }) => {
@@ -58,6 +66,7 @@ hypervisorContract('simulated', async () => {
       vm.agent.continue();
       if (!vm.agent.connected) vm.connectAgent();
       vm.thawByOther();
+      vm.note = undefined;
       vm.agent.timeoutS = 'default';
     },
     close: async () => await simulated.close(),

@@ -1,6 +1,9 @@
 /** The contract of the hypervisor port over a real libvirt, QEMU and guest agent. */
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { createLibvirtHypervisor } from '@stillpoint/host-agent/libvirt/hypervisor.js';
 import { Lab } from '@stillpoint/lab/lab.js';
+import { vi } from 'vitest';
 import { hypervisorContract } from '../hypervisor/contract.js';
 import { testStateFolder } from './state-folder.js';
 
@@ -9,6 +12,8 @@ hypervisorContract('libvirt', async () => {
   const { vm, guest, libvirtd } = lab;
   const hypervisor = createLibvirtHypervisor({ socketPath: libvirtd.socket });
   await hypervisor.start(AbortSignal.timeout(30_000));
+  // For a moment libvirt has not found the agent of a guest that goes on.
+  const answering = () => vi.waitFor(() => hypervisor.freezeStatus(vm.uuid, 5), { timeout: 30_000, interval: 50 });
   return {
     hypervisor,
     uuid: vm.uuid,
@@ -29,6 +34,26 @@ hypervisorContract('libvirt', async () => {
     },
     hookBegan: async () => {
       await guest.run("while ! grep -q 'freeze begin' /run/hook/log; do usleep 10000; done");
+    },
+    save: async () => {
+      const file = join(lab.stateFolder, 'saved-guest');
+      await vm.save(file);
+      return {
+        restore: async () => {
+          await vm.restore(file);
+          await rm(file);
+          await answering();
+        },
+      };
+    },
+    managedSave: async () => {
+      await vm.managedSave();
+      return {
+        restore: async () => {
+          await vm.powerOn();
+          await answering();
+        },
+      };
     },
     connectionDown: () => libvirtd.kill(),
     connectionUp: () => libvirtd.start(),
@@ -51,6 +76,7 @@ hypervisorContract('libvirt', async () => {
       await guest.contAgent().catch(() => undefined);
       await guest.waitForAgent();
       await hypervisor.setAgentTimeout(vm.uuid, 'default');
+      await hypervisor.setNote(vm.uuid, undefined);
       await hypervisor.thaw(vm.uuid);
       await guest.waitUntilThawed(30_000);
     },

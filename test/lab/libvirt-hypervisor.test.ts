@@ -6,6 +6,7 @@ import { createLibvirtHypervisor } from '@stillpoint/host-agent/libvirt/hypervis
 import { Lab } from '@stillpoint/lab/lab.js';
 import { LibvirtLog, QUIESCE } from '@stillpoint/lab/libvirt-log.js';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { frozenMoves } from './frozen-moves.js';
 import { testStateFolder } from './state-folder.js';
 
 let lab: Lab;
@@ -106,6 +107,8 @@ describe('A VM that is shut off', () => {
     await vm.remove();
   });
 });
+
+frozenMoves(() => lab);
 
 describe('libvirtd', () => {
   it('killed while a guest is frozen leaves it frozen; it is thawed when libvirtd is back', async () => {

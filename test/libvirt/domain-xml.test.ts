@@ -275,3 +275,30 @@ describe('A definition with another image', () => {
     expect(() => withImage(domain(''), 'vda', { path: '/b', format: 'raw', kind: 'file' })).toThrow(XmlError);
   });
 });
+
+describe('The note in the metadata', () => {
+  const noteOf = (metadata: string) => readDomainXml(domain('', `<metadata>${metadata}</metadata>`)).note;
+  const ours = "xmlns:stillpoint='urn:stillpoint:lease'";
+
+  it.each([
+    ['as libvirt writes it', `<stillpoint:lease ${ours}>{&quot;a&quot;:"&lt;"}</stillpoint:lease>`, '{"a":"<"}'],
+    ['under another prefix', "<x:y xmlns:x='urn:stillpoint:lease'>text</x:y>", 'text'],
+    ['without a prefix', "<y xmlns='urn:stillpoint:lease'>text</y>", 'text'],
+    [
+      'beside others',
+      `<nova:instance xmlns:nova='http://nova'/><stillpoint:lease ${ours}>text</stillpoint:lease>`,
+      'text',
+    ],
+    ['empty', `<stillpoint:lease ${ours}/>`, ''],
+    ['with elements instead of text', `<stillpoint:lease ${ours}><a>b</a></stillpoint:lease>`, ''],
+    ['with an entity that nobody defined', `<stillpoint:lease ${ours}>&boom;</stillpoint:lease>`, ''],
+    [
+      'of a stranger with our prefix',
+      "<stillpoint:lease xmlns:stillpoint='urn:other'>text</stillpoint:lease>",
+      undefined,
+    ],
+    ['none', '', undefined],
+  ])('%s', (_, metadata, note) => {
+    expect(noteOf(metadata)).toBe(note);
+  });
+});

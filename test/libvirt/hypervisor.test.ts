@@ -3,7 +3,7 @@ import { HostAgentError, type HostAgentErrorCode } from '@stillpoint/host-agent/
 import type { Hypervisor, HypervisorEvent } from '@stillpoint/host-agent/hypervisor.js';
 import type { LibvirtErrorFields } from '@stillpoint/host-agent/libvirt/errors.js';
 import { createLibvirtHypervisor } from '@stillpoint/host-agent/libvirt/hypervisor.js';
-import { Procedures } from '@stillpoint/host-agent/libvirt/procedures.js';
+import { Procedures, readDomain } from '@stillpoint/host-agent/libvirt/procedures.js';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Arrivals, FakeLibvirtd, web1, writeDomain } from './fake-libvirtd.js';
 
@@ -389,6 +389,16 @@ describe('A description', () => {
     expect(await hypervisor.listVms()).toHaveLength(1);
   });
 
+  it.each<[string, number, string]>([
+    ['since before libvirtd started', 0, 'unknown'],
+    ['by its own shutdown', 1, 'ended'],
+    ['by a migration', 4, 'moved'],
+    ['by a save', 5, 'saved'],
+  ])('says how a VM came to be shut off: %s', async (_, reason, offBecause) => {
+    libvirtd.answer(Procedures.domainGetState, (call) => call.reply((w) => w.int(5).int(reason)));
+    expect(await hypervisor.getVm(uuid)).toMatchObject({ state: 'shut-off', offBecause });
+  });
+
   it.each<[string, number, boolean]>([
     ['out', 5, true],
     ['in', 4, true],
@@ -602,6 +612,42 @@ describe('Merging an overlay', () => {
   });
 });
 
+describe('A note', () => {
+  it.each<[string, string | undefined, string | null]>([
+    [
+      'is an element of our namespace in the live metadata',
+      '{"a":"<&"}',
+      '<lease>{&quot;a&quot;:&quot;&lt;&amp;&quot;}</lease>',
+    ],
+    ['is removed with its element', undefined, null],
+  ])('%s', async (_, note, xml) => {
+    const noted = hypervisor.setNote(uuid, note);
+    const call = await libvirtd.calls(Procedures.domainSetMetadata).next();
+    readDomain(call.body);
+    const text = () => call.body.optional((r) => r.string());
+    // virDomainMetadataType 2: an element; VIR_DOMAIN_AFFECT_LIVE alone.
+    expect([call.body.int(), text(), text(), text(), call.body.uint()]).toEqual([
+      2,
+      xml,
+      'stillpoint',
+      'urn:stillpoint:lease',
+      1,
+    ]);
+    call.reply();
+    await noted;
+  });
+
+  it.each<[HostAgentErrorCode, Fields]>([
+    ['VM_NOT_FOUND', text('Domain not found: no domain with matching uuid', 42)],
+    ['VM_NOT_RUNNING', text('Requested operation is not valid: domain is not running', 55, 10)],
+    ['HYPERVISOR_BUSY', text('Timed out during operation: cannot acquire state change lock', 68, 0)],
+  ])('that libvirt refuses is %s', async (code, fields) => {
+    state = code === 'VM_NOT_RUNNING' ? 5 : 1;
+    libvirtd.answer(Procedures.domainSetMetadata, (call) => call.fail(fields));
+    expect(await codeOf(hypervisor.setNote(uuid, 'x'))).toBe(code);
+  });
+});
+
 describe('Events', () => {
   it('are told in the port’s words', async () => {
     const told = new Arrivals<HypervisorEvent>();
@@ -622,6 +668,16 @@ describe('Events', () => {
         w.int(event).int(0);
       });
       expect(await told.next()).toEqual({ type: 'lifecycle', uuid, what });
+    }
+    for (const [detail, why] of [
+      [3, 'moved'],
+      [4, 'saved'],
+    ] as const) {
+      events?.event(318, (w) => {
+        writeDomain(w.int(0));
+        w.int(5).int(detail);
+      });
+      expect(await told.next()).toEqual({ type: 'lifecycle', uuid, what: 'stopped', why });
     }
     for (const [status, what] of [
       [0, 'completed'],

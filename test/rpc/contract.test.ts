@@ -404,9 +404,27 @@ describe('freeze and thaw', () => {
 
   test("an administrator's thaw tells which window was lost by it", async () => {
     const { client, freeze } = await up();
-    const thawed = await ask(client, HostAgentService.thawVm, { vmUuid, askedBy: 'anna' });
+    const thawed = await ask(client, HostAgentService.thawVm, { vmUuid, askedBy: 'anna', windowId: '' });
     expect(thawed).toEqual({ thawedFileSystems: 2, lostWindowId: window1 });
     expect(freeze.calls).toEqual(['thawVm by anna']);
+  });
+
+  test('a thaw of what a window of another host left frozen loses no window here', async () => {
+    const { client, freeze } = await up();
+    const thawed = await ask(client, HostAgentService.thawVm, { vmUuid, askedBy: 'the engine', windowId: window1 });
+    expect(thawed).toEqual({ thawedFileSystems: 3, lostWindowId: '' });
+    expect(freeze.calls).toEqual([`thawArrived ${window1}`]);
+    const bad = await failure(
+      ask(client, HostAgentService.thawVm, { vmUuid, askedBy: 'the engine', windowId: '../1' }),
+    );
+    expect(bad.reason).toBe('INVALID_ARGUMENT');
+  });
+
+  test('that a freeze was never asked for travels in the verdict', async () => {
+    const { client, freeze } = await up();
+    freeze.verdictNow = { ...heldVerdict, held: false, lostReason: 'HOLD_BROKEN', neverAsked: true };
+    const { verdict } = await ask(client, HostAgentService.getVerdict, ofWindow);
+    expect(verdict).toMatchObject({ neverAsked: true, lostReason: 'HOLD_BROKEN' });
   });
 });
 

@@ -20,6 +20,8 @@ export const vm: Vm = {
   name: 'web-1',
   domainId: 7,
   state: 'running',
+  offBecause: undefined,
+  note: undefined,
   persistent: true,
   hasManagedSave: false,
   guestAgent: 'connected',
@@ -76,6 +78,7 @@ export const heldVerdict: Verdict = {
   held: true,
   lostReason: undefined,
   detail: '',
+  neverAsked: false,
   frozenFileSystems: 2,
   thawedFileSystems: 2,
   windowMs: 41.5,
@@ -217,6 +220,10 @@ export class FakeFreezeRoom implements FreezeRoom {
     this.calls.push(`thawVm by ${askedBy}`);
     return { thawedFileSystems: 2, lostWindow: window1 };
   }
+  async thawArrived(_vm: string, window: string) {
+    this.calls.push(`thawArrived ${window}`);
+    return 3;
+  }
   async releaseVm(_vm: string, askedBy: string) {
     this.calls.push(`releaseVm by ${askedBy}`);
     return { vm: vmUuid, operation, window: window1, installation: 'site-a', reservedUnixMs: 5 };
@@ -305,6 +312,7 @@ export function fakeHypervisor(facts: Hypervisor['facts']): Hypervisor {
       throw new HostAgentError('VM_NOT_FOUND', `No VM ${uuid}.`, { metadata: { vm: uuid } });
     },
     getVmBehindJob: unused,
+    setNote: unused,
     setAgentTimeout: unused,
     guestOs: unused,
     guestFileSystems: unused,

@@ -22,13 +22,14 @@ import { localParts } from './fixtures/local-parts.js';
 
 let all: Installation;
 let host: SimulatedHost;
+let other: SimulatedHost;
 let vm: SimulatedVm;
 let uuid: string;
 let catalogueIsDown = false;
 
 beforeAll(async () => {
   all = await installation({ seenAs: thatCanGoDown, settings: { windowSlots: 4 } });
-  host = await all.addHost('kvm-01', []);
+  [host, other] = [await all.addHost('kvm-01', []), await all.addHost('kvm-02', [])];
 });
 
 afterAll(() => all.close());
@@ -109,12 +110,36 @@ async function holder(): Promise<string> {
   return (await all.hosts.host('kvm-01').getVm(uuid)).hold.operation;
 }
 
+/** A run whose VM is on the other host by the time at which it is to be cut, as frozen as it was. */
+async function movedWhileFrozen(): Promise<{ failure: ApplicationFailure; moved: SimulatedVm }> {
+  const cut = host.world.inject('snapshotDisks', { hold: 'before' }, { vm: uuid });
+  const run = await start();
+  await cut.hit;
+  expect(vm.frozen).toBe(true);
+  // As a migration leaves it that was given another definition: nothing tells the other host's agent that it is frozen.
+  vm.note = undefined;
+  vm.moveAway(other.world);
+  cut.release();
+  return { failure: await failureOf(run.result()), moved: other.world.vm(uuid) };
+}
+
 async function leavesNothing(): Promise<void> {
   expect(await overlays()).toEqual([]);
   expect(await chainOf('vda')).toHaveLength(1);
   expect(await isFrozen()).toBe(false);
   expect(await holder()).toBe('');
 }
+
+describe('a VM that moves to another host while it is frozen', () => {
+  it('is thawed there by the engine that froze it, and its snapshot fails', async () => {
+    const { failure, moved } = await movedWhileFrozen();
+    expect(moved.frozen).toBe(false);
+    expect(failure.message).toContain('The VM runs on kvm-02 now, and its guest is thawed there.');
+    const [row] = await all.catalogue.listSnapshots({ vm: uuid, limit: 1 });
+    expect(row).toMatchObject({ state: 'cleanup-pending' });
+    expect(row).not.toHaveProperty('grade');
+  });
+});
 
 describe('snapshotVm on a host', () => {
   it('takes a consistent snapshot of the local disks and leaves the network disk alone', async () => {

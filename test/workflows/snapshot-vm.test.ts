@@ -6,6 +6,7 @@ import {
   type SnapshotVmResult,
   TASK_QUEUE,
   type Undone,
+  type WindowVerdict,
   workflowIdOf,
 } from '@stillpoint/workflows';
 import { windowOwner } from '@stillpoint/workflows/window-owner.js';
@@ -213,14 +214,15 @@ describe('a freeze that fails', () => {
   const closes = async () => {
     throw fails('WINDOW_CLOSED', 'It is closed.', { outcome: 'none' });
   };
+  const noAgentVerdict = (window: string): WindowVerdict => ({
+    ...lostVerdict(window, 'FREEZE_FAILED'),
+    window: { id: window, ms: 0, frozenFileSystems: 0 },
+  });
   const noAgent: Script = {
     freezeFileSystems: async () => {
       throw fails('AGENT_NOT_CONNECTED', 'The guest agent of web-1 is not connected.');
     },
-    thawFileSystems: async ({ window }) => ({
-      ...lostVerdict(window, 'FREEZE_FAILED'),
-      window: { id: window, ms: 0, frozenFileSystems: 0 },
-    }),
+    thawFileSystems: async ({ window }) => noAgentVerdict(window),
   };
 
   it('fails the run under required: thawed, undone, and saying what happened, how the guest is and what to do', async () => {
@@ -257,6 +259,26 @@ describe('a freeze that fails', () => {
     const { message } = await failed(run);
     expect(message).toContain('Whether the guest is frozen is not proven');
     expect(message).not.toContain('is not frozen.');
+  });
+
+  it.each<[string, string, Partial<WindowVerdict>]>([
+    ['was never asked for', 'Nothing was frozen', { lostReason: 'HOLD_BROKEN', neverAsked: true }],
+    ['left with its VM', 'the host agent that meets it, or starts it, thaws it', { lostReason: 'VM_MOVED' }],
+    ['was found elsewhere', 'runs on kvm-02 now', { lostReason: 'VM_MOVED', thawedOn: 'kvm-02' }],
+    ['was found after its host was lost', 'runs on kvm-02 now', { lostReason: 'HOST_LOST', thawedOn: 'kvm-02' }],
+    ['lies in a file', 'thawed when it is restored', { lostReason: 'VM_SAVED' }],
+  ])('says where the guest is whose freeze %s', async (_, sentence, changes) => {
+    const run = await start({
+      freezeFileSystems: async () => {
+        throw fails('WINDOW_CLOSED', 'It is closed.');
+      },
+      thawFileSystems: async ({ window }) => ({ ...noAgentVerdict(window), ...changes }),
+    });
+    const { message } = await failed(run);
+    expect(message).toContain(sentence);
+    expect(message).not.toContain('not proven');
+    expect(message).not.toContain('The guest is thawed');
+    expect(run.names().filter((name) => name === 'prepare')).toHaveLength(changes.neverAsked ? 2 : 1);
   });
 
   it('goes on in an unfrozen window under best-effort, once the first is taken back', async () => {
