@@ -164,6 +164,7 @@ const rows: readonly Row[] = [
     lastsMs: 4_000,
     blocksTheThaw: true,
     shown: 'still-frozen',
+    leavesPending: true,
     cause: libvirtGone,
   },
   {
@@ -173,6 +174,7 @@ const rows: readonly Row[] = [
     end: async ({ lab }) => lab.libvirtd.cont(),
     lastsMs: 6_000,
     blocksTheThaw: true,
+    leavesPending: true,
     cause: libvirtGone,
   },
   {

@@ -129,6 +129,8 @@ async function playAll(): Promise<number> {
     for (const [index, cell] of cells.entries()) {
       if (stopped) break;
       const result = await playCell(await stage.world(cell.fault.on), cell);
+      // What stopped this program has stopped its programs, too.
+      if (stopped && result.problems.length > 0) break;
       results.add(result);
       say(`${index + 1} of ${cells.length} ${lineOf(result)}`);
       if (result.problems.length === 0) continue;
