@@ -214,6 +214,8 @@ export interface FreezeRoom {
 
   /** Freeze state and holder of a VM. */
   state(vm: string): HoldState;
+  /** The same of every VM that is held, or was. */
+  states(): { vm: string; state: HoldState }[];
   /** What a person should know now: unreadable journal, guests still frozen. */
   warnings(): string[];
   /** Installation in the journal; empty until the first reservation. */

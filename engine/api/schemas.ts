@@ -109,7 +109,11 @@ export const vmView = z
     host: z.string(),
     state: z.enum(['running', 'paused', 'shut-off', 'other']),
     guestAgent: z.enum(['connected', 'disconnected', 'not-configured', 'unknown']),
-    stale: z.boolean().describe('Its host does not answer: this is what it said last'),
+    stale: z
+      .boolean()
+      .describe(
+        'Its host does not answer: this is what it said last; if only its libvirt is away, hold is as it is now',
+      ),
     seenAt: time,
     hold: hold.nullable().describe('Who holds the VM, and whether its guest is frozen'),
     disks: z.array(

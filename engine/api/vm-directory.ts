@@ -108,17 +108,27 @@ export class VmDirectory {
 
   async #ask(name: string, memory: HostMemory): Promise<void> {
     const askedAtMs = performance.now();
-    try {
-      memory.vms = await this.#hosts.host(name).listVms({ deadlineMs: this.#timeoutMs });
+    const host = this.#hosts.host(name);
+    const options = { deadlineMs: this.#timeoutMs };
+    // Beside it, because a list that does not come takes all of the time.
+    const [list, facts] = await Promise.allSettled([host.listVms(options), host.facts(options)]);
+    if (list.status === 'fulfilled') {
+      memory.vms = list.value;
       memory.seenAtMs = Date.now();
       memory.error = null;
-    } catch (error) {
-      memory.error = errorOf(error);
-    } finally {
-      memory.askedAtMs = askedAtMs;
-      memory.asking = undefined;
+    } else {
+      memory.error = errorOf(list.reason);
+      if (facts.status === 'fulfilled') memory.vms = withHolds(memory.vms, facts.value);
     }
+    memory.askedAtMs = askedAtMs;
+    memory.asking = undefined;
   }
+}
+
+/** What a host agent itself knows, it says also while its libvirt is away: a guest that is frozen then must not look as it did before. */
+function withHolds(vms: HostVm[], { holds }: HostFacts): HostVm[] {
+  const byVm = new Map(holds.map(({ vm, hold }) => [vm, hold]));
+  return vms.map((vm) => ({ ...vm, hold: byVm.get(vm.uuid) ?? vm.hold }));
 }
 
 function one(uuidOrName: string, vms: KnownVm[]): KnownVm | undefined {

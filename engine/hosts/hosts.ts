@@ -93,6 +93,8 @@ export interface HostFacts {
   diskLocations: string[];
   warnings: string[];
   startedUnixMs: number;
+  /** Of every VM that the host agent knows something of, also while libvirt is away. */
+  holds: { vm: string; hold: HostHold }[];
 }
 
 export interface HostVm {

@@ -15,8 +15,9 @@ import type {
 /** What the wire says, as the engine's own types. What is missing or unknown becomes the careful answer, never a hopeful one. */
 
 export function factsFromWire(facts: wire.GetHostResponse): HostFacts {
-  const { installationId, ...rest } = facts;
-  return { ...rest, installation: installationId };
+  const { installationId, holds, ...rest } = facts;
+  const known = holds.map(({ vmUuid, hold }) => ({ vm: vmUuid, hold: holdFromWire(hold) }));
+  return { ...rest, installation: installationId, holds: known };
 }
 
 export function vmFromWire(vm: wire.Vm | undefined): HostVm {

@@ -285,6 +285,10 @@ class Room implements FreezeRoom {
     return { reservation: undefined, freezeState: 'thawed', frozenUnixMs: 0, detail: '', windowLimitMs: 0 };
   }
 
+  states(): { vm: string; state: HoldState }[] {
+    return [...this.#guests.values()].map((guest) => ({ vm: guest.vm, state: guest.state() }));
+  }
+
   warnings(): string[] {
     const trouble = this.#started?.trouble;
     const warnings = trouble === undefined ? [] : [trouble];

@@ -21,7 +21,7 @@ import {
   checkedVmWindow,
   checkedWindow,
 } from './validate.js';
-import { mergeResultToWire, overlayFilesToWire, verdictToWire, wholeMs } from './wire.js';
+import { holdToWire, mergeResultToWire, overlayFilesToWire, verdictToWire, wholeMs } from './wire.js';
 
 export interface ServiceOptions {
   /** The host's registered name. */
@@ -82,6 +82,7 @@ export function createServices(options: ServiceOptions): { hostAgent: HostAgentS
         diskLocations: snapshot.diskLocations,
         warnings: [...warnings, ...freeze.warnings()],
         startedUnixMs,
+        holds: freeze.states().map(({ vm, state }) => ({ vmUuid: vm, hold: holdToWire(state) })),
       };
     }),
 

@@ -159,6 +159,8 @@ export interface FakeHost {
   vms: HostVm[];
   /** Thrown by every call. */
   down: HostError | undefined;
+  /** Thrown by what needs libvirt; the rest is answered. */
+  libvirtAway: HostError | undefined;
   thaw: () => Promise<{ thawedFileSystems: number; lostWindow: string }>;
   listed: number;
 }
@@ -171,6 +173,7 @@ export class FakeHosts implements Hosts {
     const host: FakeHost = {
       vms,
       down: undefined,
+      libvirtAway: undefined,
       listed: 0,
       thaw: async () => ({ thawedFileSystems: 2, lostWindow: '' }),
     };
@@ -195,9 +198,10 @@ export class FakeHosts implements Hosts {
       };
     const client: Pick<HostClient, 'name' | 'facts' | 'listVms' | 'thawVm'> = {
       name,
-      facts: asked(() => facts(name)),
+      facts: asked((host) => ({ ...facts(name), holds: host.vms.map(({ uuid, hold }) => ({ vm: uuid, hold })) })),
       listVms: asked((host) => {
         host.listed += 1;
+        if (host.libvirtAway) throw host.libvirtAway;
         return host.vms;
       }),
       thawVm: asked((host) => host.thaw()),
@@ -258,5 +262,6 @@ function facts(hostName: string): HostFacts {
     diskLocations: [],
     warnings: [],
     startedUnixMs: 0,
+    holds: [],
   };
 }

@@ -161,6 +161,20 @@ describe('hosts and VMs over the REST API', () => {
       });
     });
 
+    it('of a host whose libvirt is away are what it said last, but who is frozen is told as it is now', async () => {
+      const vm = someVm();
+      const host = served.hosts.add('host-a', vm);
+      await served.ask('GET', '/v1/vms');
+      host.libvirtAway = new HostError('host-a', 'LIBVIRT_UNREACHABLE', 'libvirt is away.');
+      const freezeDetail = 'Cannot thaw: libvirt is away. Start libvirtd.';
+      host.vms = [{ ...vm, hold: { ...vm.hold, operation: 'op', freezeState: 'still-frozen', freezeDetail } }];
+      const { body } = await served.ask('GET', '/v1/vms');
+      expect(body).toMatchObject({
+        vms: [{ stale: true, hold: { snapshotId: 'op', freezeState: 'still-frozen', detail: freezeDetail } }],
+        hosts: [{ name: 'host-a', reachable: false, error: { code: 'LIBVIRT_UNREACHABLE' } }],
+      });
+    });
+
     it('that nobody knows are 404, which names the hosts that did not answer', async () => {
       served.hosts.add('host-a').down = unreachable('host-a');
       expect(await served.ask('GET', '/v1/vms/web-9')).toMatchObject({

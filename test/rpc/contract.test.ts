@@ -58,6 +58,7 @@ describe('facts and VMs', () => {
       canQuiesce: true,
       diskLocations: ['/images'],
       warnings: ['guest web-1 is still frozen'],
+      holds: [{ vmUuid, hold: { operationId: '' } }],
     });
   });
 

@@ -231,6 +231,9 @@ export class FakeFreezeRoom implements FreezeRoom {
   state() {
     return this.hold_;
   }
+  states() {
+    return [{ vm: vmUuid, state: this.hold_ }];
+  }
   warnings() {
     return ['guest web-1 is still frozen'];
   }
