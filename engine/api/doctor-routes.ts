@@ -65,7 +65,8 @@ export function addDoctorRoutes(api: Api, { doctor }: { doctor: Doctor }): void 
       const gone = new AbortController();
       reply.raw.once('close', () => gone.abort());
       const { wait = 0 } = request.query;
-      const signal = wait === 0 ? undefined : AbortSignal.any([AbortSignal.timeout(wait * 1_000), gone.signal]);
+      const signal =
+        wait === 0 ? undefined : AbortSignal.any([AbortSignal.timeout(Math.round(wait * 1_000)), gone.signal]);
       return found(await asked(doctor.run(id, signal)), `There is no report ${id}, or Temporal keeps it no longer.`);
     },
   );

@@ -85,7 +85,7 @@ export function addSnapshotRoutes(api: Api, { desk, directory }: { desk: Snapsho
       if (wait === 0) return desk.view(request.params.id);
       const gone = new AbortController();
       reply.raw.once('close', () => gone.abort());
-      const signal = AbortSignal.any([AbortSignal.timeout(wait * 1_000), gone.signal]);
+      const signal = AbortSignal.any([AbortSignal.timeout(Math.round(wait * 1_000)), gone.signal]);
       return desk.viewAtEnd(request.params.id, signal);
     },
   );

@@ -26,28 +26,31 @@ const diskTargets = z
 
 /**
  * In a character class, written without \p{…}: readers of the JSON Schema in other languages do not know that. A control character would break tables,
- * terminals and the Temporal UI; half a surrogate pair cannot be sent on as UTF-8.
+ * terminals and the Temporal UI.
  */
 const control = String.raw`\u0000-\u001f\u007f-\u009f`;
-const halfPair = String.raw`\ud800-\udfff`;
-const edge = String.raw`[^\s\ufeff${control}${halfPair}]`;
+const edge = String.raw`[^\s\ufeff${control}]`;
+/** Half a surrogate pair cannot be sent on as UTF-8; other languages cannot even say so in a pattern. */
+const isWhole = (text: string) => !/\p{Cs}/u.test(text);
 
 /** One line for people. Lengths count characters, as JSON Schema does, and not their UTF-16 halves. */
 export const snapshotName = z
   .string()
   .regex(
-    new RegExp(String.raw`^${edge}(?:[^${control}\u2028\u2029${halfPair}]{0,198}${edge})?$`, 'u'),
+    new RegExp(String.raw`^${edge}(?:[^${control}\u2028\u2029]{0,198}${edge})?$`, 'u'),
     'must be one line of 1 to 200 characters without control characters or outer spaces',
   )
+  .refine(isWhole, 'must not hold half a character')
   .meta({ minLength: 1, maxLength: 200, examples: ['before the upgrade'] });
 
 /** Text for people; line breaks and tabs are fine. */
 export const snapshotDescription = z
   .string()
   .regex(
-    new RegExp(String.raw`^(?:[\t\n]|[^${control}${halfPair}]){0,2000}$`, 'u'),
+    new RegExp(String.raw`^(?:[\t\n]|[^${control}]){0,2000}$`, 'u'),
     'must be at most 2000 characters, without control characters but line breaks and tabs',
   )
+  .refine(isWhole, 'must not hold half a character')
   .meta({ maxLength: 2000, examples: ['Asked for by the database team'] });
 
 export const quiescePolicy = z.enum(['required', 'best-effort', 'skip']);

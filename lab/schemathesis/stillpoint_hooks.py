@@ -2,10 +2,12 @@
 
 import os
 import re
+from itertools import count
 
 import schemathesis
 
 VMS = os.environ["STILLPOINT_SCHEMATHESIS_VMS"].split(",")
+KEYS = count()
 HOST = os.environ["STILLPOINT_SCHEMATHESIS_HOST"]
 
 
@@ -23,9 +25,17 @@ def before_call(context, case, kwargs):
         address = re.fullmatch(r".*:(\d+)\s*", body["address"], re.DOTALL)
         if address and not re.search(r"[\s/@]", body["address"]):
             body["address"] = f"127.0.0.1:{address.group(1)}"
-    # Of every two valid requests one is for a VM that there is. Invalid ones stay as they are.
     meta = case.meta
-    if meta is not None and meta.generation.mode.is_positive and "vm" in (case.path_parameters or {}):
+    if meta is None or not meta.generation.mode.is_positive:
+        return
+    # A long poll is one: its length is no matter.
+    if "wait" in (case.query or {}):
+        case.query["wait"] = float(case.query["wait"]) % 0.5
+    # A key that was used with another request is refused, rightly.
+    if "idempotency-key" in (case.headers or {}):
+        case.headers["idempotency-key"] = f"schemathesis-{next(KEYS)}"
+    # Of every two valid requests one is for a VM that there is. Invalid ones stay as they are.
+    if "vm" in (case.path_parameters or {}):
         number = sum(str(case.path_parameters["vm"]).encode("utf-8", "replace"))
         if number % 2 == 0:
             case.path_parameters["vm"] = VMS[number // 2 % len(VMS)]

@@ -64,6 +64,7 @@ describe('a report', () => {
     expect((await api.ask('GET', `/v1/doctor/${body.id}`)).body.state).toBe('running');
     api.doctor.runs.set(body.id, done(body.id));
     expect((await api.ask('GET', `/v1/doctor/${body.id}?wait=1`)).body).toEqual(done(body.id));
+    expect((await api.ask('GET', `/v1/doctor/${body.id}?wait=0.0123`)).status).toBe(200);
   });
 
   it('of nobody is a 404, and so is the last one before the first', async () => {

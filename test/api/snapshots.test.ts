@@ -252,7 +252,7 @@ describe('snapshots over the REST API', () => {
     it('stops waiting after the time that was asked for', async () => {
       const { body } = await post({});
       served.runs.of(body.id).progress = progress();
-      expect((await served.ask('GET', `/v1/snapshots/${body.id}?wait=0.01`)).body.state).toBe('running');
+      expect((await served.ask('GET', `/v1/snapshots/${body.id}?wait=0.0123`)).body.state).toBe('running');
     });
 
     it('follows runs that others have started', async () => {

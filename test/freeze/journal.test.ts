@@ -76,7 +76,12 @@ test('the lease is fsynced before libvirt is asked, nothing is inside the window
   const happened = await recordSyncs(lab);
   const holds = ['vda', 'vdb'].map((cut) => room.hold(web1, window1, cut));
   await freeze(room);
-  for (const hold of holds) hold.end({ done: true });
+  // Whatever the window writes has been written before the next step: an fsync for it would be seen.
+  const written = (type: string) => lines(lab).then((all) => all.filter((line) => line.includes(`"${type}"`)).length);
+  await expect.poll(() => written('held')).toBe(2);
+  holds[0]?.end({ done: true });
+  await expect.poll(() => written('ended')).toBe(1);
+  holds[1]?.end({ done: true });
   await until(() => !lab.isFrozen(), 'thawed');
   await room.thaw(web1, window1, 'asked by the engine');
   happened.push('answered');

@@ -30,7 +30,7 @@ const anything = fc.anything({
 });
 const textOf = fc.oneof(
   hostileText,
-  fc.constantFrom('web-1', 'x'.repeat(70_000), '\ud800', '名前', '2', '-1', '1e999'),
+  fc.constantFrom('web-1', 'x'.repeat(70_000), '\ud800', '名前', '2', '-1', '1e999', '0.012345'),
 );
 const body = fc.oneof(
   fc.json(),
@@ -72,9 +72,12 @@ const address = fc
     ),
     part,
     fc.boolean(),
-    fc.array(fc.tuple(fc.constantFrom('vm', 'limit', 'cursor', 'state', 'grade', 'lost', 'x', '__proto__'), part), {
-      maxLength: 3,
-    }),
+    fc.array(
+      fc.tuple(fc.constantFrom('vm', 'limit', 'cursor', 'state', 'grade', 'lost', 'wait', 'x', '__proto__'), part),
+      {
+        maxLength: 3,
+      },
+    ),
   )
   .map(([route, value, encoded, query]) => {
     const segment = encoded ? encodeURIComponent(wellFormed(value)) : value.replace(/[\s\0-\x20\x7f-\uffff#]/g, '%');
