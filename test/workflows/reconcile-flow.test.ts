@@ -103,6 +103,27 @@ it('tells a repair that failed and why, and goes on with the next', async () => 
   expect(findings[0]?.detail).toContain('Nothing of it is left over');
 });
 
+it.each([
+  [],
+  [null],
+  [7],
+  ['x'.repeat(100_000)],
+  [{}],
+  [{ kind: 'reservation', host: { a: 1 } }],
+  [{ kind: 'volume-snapshot', snapshotId: 'x'.repeat(5_000), volumeSnapshot: 'é'.repeat(5_000) }],
+])('a repair that somebody starts with any other input ends, refused by its first step: %#', async (...args) => {
+  const calls = scripted.script(workflowIdOf(vm), {
+    removeLeftover: async () => {
+      throw fails('INPUT_INVALID', 'It is not valid.');
+    },
+  });
+  const options = { taskQueue: TASK_QUEUE, workflowId: workflowIdOf(vm), args };
+  await expect(world.client.workflow.execute('removeLeftover', options)).rejects.toMatchObject({
+    cause: { type: 'INPUT_INVALID' },
+  });
+  expect(names(calls)).toEqual(['removeLeftover']);
+});
+
 it('gives way to a run of the VM that has begun meanwhile', async () => {
   const [reached, goOn] = [signalled(), signalled()];
   const calls = scripted.script(workflowIdOf(vm), {
