@@ -16,6 +16,9 @@ export interface HostReach {
   error: { code: string; text: string } | null;
 }
 
+/** A host agent answers at once with what it knows without libvirt, or it is not there. ms. */
+const FACTS_MS = 1_000;
+
 interface HostMemory {
   vms: HostVm[];
   /** By Date.now(). */
@@ -109,19 +112,19 @@ export class VmDirectory {
   async #ask(name: string, memory: HostMemory): Promise<void> {
     const askedAtMs = performance.now();
     const host = this.#hosts.host(name);
-    const options = { deadlineMs: this.#timeoutMs };
-    // Beside it, because a list that does not come takes all of the time.
-    const [list, facts] = await Promise.allSettled([host.listVms(options), host.facts(options)]);
-    if (list.status === 'fulfilled') {
-      memory.vms = list.value;
+    try {
+      memory.vms = await host.listVms({ deadlineMs: this.#timeoutMs });
       memory.seenAtMs = Date.now();
       memory.error = null;
-    } else {
-      memory.error = errorOf(list.reason);
-      if (facts.status === 'fulfilled') memory.vms = withHolds(memory.vms, facts.value);
+    } catch (error) {
+      memory.error = errorOf(error);
+      // It may be libvirt alone that does not answer.
+      const facts = await host.facts({ deadlineMs: Math.min(this.#timeoutMs, FACTS_MS) }).catch(() => undefined);
+      if (facts !== undefined) memory.vms = withHolds(memory.vms, facts);
+    } finally {
+      memory.askedAtMs = askedAtMs;
+      memory.asking = undefined;
     }
-    memory.askedAtMs = askedAtMs;
-    memory.asking = undefined;
   }
 }
 
