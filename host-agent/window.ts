@@ -82,7 +82,7 @@ export interface Verdict {
   /** Undefined exactly when held. */
   lostReason: LostReason | undefined;
   detail: string;
-  /** libvirt was never asked to freeze in this window, and will not be. Journals of before 0.2 lack it: false. */
+  /** libvirt was never asked to freeze in this window, and will not be. Older journals lack it: false. */
   neverAsked?: boolean;
   frozenFileSystems: number;
   /** Undefined: unknown. */

@@ -41,6 +41,7 @@ export class Arrivals {
 
   /** Looks at one VM. */
   look(vm: string): void {
+    if (this.#stopped) return;
     const known = this.#looking.get(vm);
     if (known !== undefined) {
       known.again = true;
@@ -96,8 +97,11 @@ export class Arrivals {
 
   #meet(vm: Vm): void {
     if (this.#stopped || vm.note === undefined || vm.state === 'shut-off') return;
-    // On its way here it still runs, and may be frozen, where it comes from; it is resumed when it has come.
-    if (vm.migrating && vm.state !== 'running') return;
+    // On its way here it still runs, and may be frozen, where it comes from. It need not be resumed when it has come, so it is looked at until then.
+    if (vm.migrating && vm.state !== 'running') {
+      void this.#pause(this.#deps.settings.retryMaxMs).then(() => this.look(vm.uuid));
+      return;
+    }
     const lease = readNote(vm.note);
     const guest = this.#guest(vm.uuid);
     const window = lease?.window ?? 'unreadable-note';

@@ -47,7 +47,7 @@ export type JournalEntry =
       reason: string;
     }
   | { type: 'thaw-due'; vm: string; window: string; by: string; lost: LostReason | undefined }
-  /** `end`: what it was that settled it; journals of before 0.2 lack it. */
+  /** `end`: what it was that settled it; older journals lack it. */
   | { type: 'settled'; vm: string; window: string; end?: 'thawed' | 'not-frozen' | WhereGone }
   | { type: 'verdict'; vm: string; window: string; verdict: Verdict }
   | { type: 'closed'; vm: string; window: string; closedUnixMs: number }

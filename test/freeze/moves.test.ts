@@ -212,6 +212,8 @@ describe('A guest that comes here frozen is thawed, and its note removed', () =>
     expect(calls).not.toContain('thaw');
     expect(room.warnings()).toEqual([]);
     vm.migrating = false;
+    // Nobody resumes it, and no event says that it has come.
+    await until(() => room.warnings().some((warning) => warning.includes('Resume the VM')), 'told');
     vm.resume();
     await until(() => !lab.isFrozen(), 'thawed');
   });
