@@ -59,7 +59,6 @@ export class Guest {
       // Not durable is not dangerous: the next life would ask once more, and find the guest thawed.
       this.#deps.journal.commit({ type: 'settled', vm: this.vm, window: lease.window, end }).catch(() => undefined);
       if (settlement.how === 'gone') {
-        this.#note.forget();
         // It may be here again by now, restored or moved back, and as frozen as it was.
         this.#deps.lookAgain(this.vm);
       } else {
@@ -146,7 +145,6 @@ export class Guest {
   }
 
   onEvent(event: HypervisorEvent): void {
-    if (event.type === 'lifecycle' && event.what === 'stopped') this.#note.forget();
     for (const window of this.windows.values()) window.onEvent(event);
     for (const debt of this.#debts) debt.hurry();
   }

@@ -42,7 +42,7 @@ export function readNote(text: string): LeaseNote | undefined {
 export class DomainNote {
   readonly #deps: DebtDependencies;
   readonly #vm: string;
-  /** Of whom, and in which life of the domain, the note is that is there or on its way. */
+  /** Of whom, and in which life of the domain, the note is that is there or on its way. One of a life that is over stands for nothing. */
   #mine: { window: string; domainId: number | undefined } | undefined;
   #removal: { of: object; done: Promise<void> } | undefined;
   #wake: (() => void) | undefined;
@@ -95,12 +95,6 @@ export class DomainNote {
     this.#removal = { of: mine, done };
   }
 
-  /** That life of the domain is over, and its note is where it has gone: in a file, on another host, nowhere. */
-  forget(): void {
-    this.#mine = undefined;
-    this.#wake?.();
-  }
-
   /** Resolves when no removal is being tried, or one takes too long to be waited for. */
   async settled(): Promise<void> {
     if (this.#removal === undefined) return;
@@ -113,8 +107,11 @@ export class DomainNote {
     this.#wake?.();
   }
 
-  async #removeFor(mine: { window: string }, earlier: Promise<void> | undefined): Promise<void> {
-    const { hypervisor, settings, log } = this.#deps;
+  async #removeFor(
+    mine: { window: string; domainId: number | undefined },
+    earlier: Promise<void> | undefined,
+  ): Promise<void> {
+    const { hypervisor, log } = this.#deps;
     // Who waits for this one waits for everything that could still remove a later note.
     await earlier;
     while (this.#mine === mine) {
@@ -129,9 +126,23 @@ export class DomainNote {
         if (isOver || this.#stopped) return;
         log.warn({ vm: this.#vm, window: mine.window, err: error }, 'The note of a paid lease is still in the domain.');
       }
-      await this.#pause(settings.retryMaxMs);
-      if (this.#stopped) return;
+      if (!(await this.#isStillThere(mine))) return;
     }
+  }
+
+  /** Waits a while, and until it is known whether the domain runs in the same life still: the note of another one is of a guest that is frozen. */
+  async #isStillThere(mine: { domainId: number | undefined }): Promise<boolean> {
+    const { hypervisor, settings } = this.#deps;
+    while (this.#mine === mine) {
+      await this.#pause(settings.retryMaxMs);
+      if (this.#stopped) return false;
+      try {
+        return (await within(hypervisor.getVm(this.#vm), settings.callGuardMs)).domainId === mine.domainId;
+      } catch (error) {
+        if (isHostAgentError(error, 'VM_NOT_FOUND')) return false;
+      }
+    }
+    return false;
   }
 
   #pause(ms: number): Promise<void> {

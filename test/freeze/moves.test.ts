@@ -128,8 +128,9 @@ describe('The note of a lease', () => {
       stopped = true;
     });
     await removal.hit;
+    await until(() => room.verdict(web1, window1) !== undefined, 'the verdict is on disk');
     // More turns than all the rest of a shutdown takes.
-    for (let turn = 0; turn < 50; turn++) await readFile(join(lab.folder, 'journal.jsonl'));
+    for (let turn = 0; turn < 200; turn++) await readFile(join(lab.folder, 'journal.jsonl'));
     expect(stopped).toBe(false);
     removal.release();
     await stopping;
@@ -253,6 +254,29 @@ describe('A guest that comes here frozen is thawed, and its note removed', () =>
     await until(() => !lab.isFrozen(), 'thawed');
     await noNote(lab);
   });
+});
+
+test('the note of a guest that came back frozen is not taken for the one that could not be removed when it left', async () => {
+  const lab = await host();
+  const { room } = await frozen(lab);
+  const vm = lab.world.vm(web1);
+  const image = { frozen: true, note: vm.note };
+  const busy = lab.world.inject('setNote', { reject: 'HYPERVISOR_BUSY' }, { times: 1_000_000 });
+  await room.thaw(web1, window1, 'asked');
+  await busy.hit;
+  lab.world.connectionDown();
+  vm.save();
+  vm.restore(image);
+  const slow = lab.world.inject('listVms', { hold: 'before' });
+  lab.world.connectionUp();
+  await slow.hit;
+  busy.remove();
+  const calls = lab.calls();
+  // The removal is tried again before anybody has looked at the VM: it must see that this is another life.
+  await until(() => calls.includes('getVm'), 'looked');
+  slow.release();
+  await until(() => !lab.isFrozen(), 'thawed');
+  await noNote(lab);
 });
 
 describe('A note that nobody of ours wrote', () => {
