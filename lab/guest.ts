@@ -35,13 +35,14 @@ interface Waiting {
  */
 export class Guest {
   readonly #name: string;
-  readonly #shellSocket: string;
-  readonly #libvirtd: Libvirtd;
+  readonly #shellSocket: () => string;
+  readonly #libvirtd: () => Libvirtd;
   readonly #waiting = new Map<string, Waiting>();
   #socket: Socket | undefined;
   #counter = 0;
 
-  constructor(name: string, shellSocket: string, libvirtd: Libvirtd) {
+  /** @param shellSocket, libvirtd those of the QEMU in which the guest runs now: a migration changes both */
+  constructor(name: string, shellSocket: () => string, libvirtd: () => Libvirtd) {
     this.#name = name;
     this.#shellSocket = shellSocket;
     this.#libvirtd = libvirtd;
@@ -100,7 +101,7 @@ export class Guest {
   /** Sends one command to the guest agent with virsh and returns its answer; `timeoutS` is libvirt's, in seconds. */
   async agentCommand(command: Readonly<Record<string, unknown>>, timeoutS = 5): Promise<unknown> {
     const args = ['qemu-agent-command', this.#name, '--timeout', String(timeoutS), JSON.stringify(command)];
-    const answer: unknown = JSON.parse(await this.#libvirtd.virsh(args, (timeoutS + 40) * 1000));
+    const answer: unknown = JSON.parse(await this.#libvirtd().virsh(args, (timeoutS + 40) * 1000));
     return (answer as Record<string, unknown>).return;
   }
 
@@ -222,7 +223,7 @@ export class Guest {
 
   async #connection(): Promise<Socket> {
     if (this.#socket !== undefined && !this.#socket.destroyed) return this.#socket;
-    const socket = connect(this.#shellSocket);
+    const socket = connect(this.#shellSocket());
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve);
       socket.once('error', (error) =>

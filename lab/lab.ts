@@ -107,7 +107,7 @@ export class Lab {
     this.#qemuUser = qemuUser;
     this.#savedBoots = savedBoots;
     this.#processes = new ProcessTable(join(run, 'processes.json'));
-    this.libvirtd = new Libvirtd(join(run, 'host'), qemuUser, acceleration, this.#processes);
+    this.libvirtd = new Libvirtd('libvirtd', join(run, 'host'), qemuUser, acceleration, this.#processes);
     this.vm = this.#vm(FIRST_VM.name, FIRST_VM.uuid, {
       disks: ceph === undefined ? ['vda', 'vdb', 'vdc'] : ['vda', 'vdb'],
       ...(ceph === undefined ? {} : { ceph }),
@@ -253,6 +253,14 @@ export class Lab {
   /** Libvirt's log from now on. */
   log(): LibvirtLog {
     return new LibvirtLog(this.libvirtd.logFile);
+  }
+
+  /** Starts a second libvirtd that shares nothing with the first but the file system: VMs can migrate from one to the other. It ends with the lab. */
+  async secondLibvirtd(): Promise<Libvirtd> {
+    const folder = join(runFolder(this.stateFolder), 'other');
+    const second = new Libvirtd('second libvirtd', folder, this.#qemuUser, this.acceleration, this.#processes);
+    await second.start();
+    return second;
   }
 
   /** Makes one more VM from the same image and waits until its guest agent answers; it is removed with the lab at the latest. */

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -51,12 +52,15 @@ export class Libvirtd {
   readonly socket: string;
   /** Its log, with every guest agent command and every snapshot call with its flags. */
   readonly logFile: string;
+  readonly #name: string;
   readonly #folder: string;
   readonly #qemuUser: QemuUser;
   readonly #acceleration: Acceleration;
   readonly #processes: ProcessTable;
 
-  constructor(folder: string, qemuUser: QemuUser, acceleration: Acceleration, processes: ProcessTable) {
+  /** @param name of its process among the lab's */
+  constructor(name: string, folder: string, qemuUser: QemuUser, acceleration: Acceleration, processes: ProcessTable) {
+    this.#name = name;
     this.#folder = folder;
     this.#qemuUser = qemuUser;
     this.#acceleration = acceleration;
@@ -65,9 +69,14 @@ export class Libvirtd {
     this.logFile = join(folder, 'libvirtd.log');
   }
 
+  /** For libvirt's own clients. */
+  get uri(): string {
+    return `qemu:///system?socket=${encodeURIComponent(this.socket)}`;
+  }
+
   /** The process, if it runs. */
   get process(): LabProcess | undefined {
-    return this.#processes.find('libvirtd');
+    return this.#processes.find(this.#name);
   }
 
   /**
@@ -90,7 +99,7 @@ export class Libvirtd {
     ].join(' && ');
     const output = join(this.#folder, 'libvirtd.out');
     const args = ['-m', '--propagation', 'private', 'sh', '-c', script, 'sh', this.#folder];
-    const started = this.#processes.start('libvirtd', 'unshare', args, output);
+    const started = this.#processes.start(this.#name, 'unshare', args, output);
     const deadline = performance.now() + 30_000;
     for (;;) {
       try {
@@ -110,7 +119,7 @@ export class Libvirtd {
 
   /** Ends it as a service manager would (SIGTERM); the VMs run on. */
   async stop(): Promise<void> {
-    await this.#processes.end('libvirtd');
+    await this.#processes.end(this.#name);
   }
 
   /** Kills it with SIGKILL; the VMs run on. */
@@ -146,8 +155,7 @@ export class Libvirtd {
    * @throws LabError PROGRAM_FAILED with virsh's message.
    */
   async virsh(args: readonly string[], timeoutMs = 30_000): Promise<string> {
-    const uri = `qemu:///system?socket=${encodeURIComponent(this.socket)}`;
-    return (await runProgram('virsh', ['-q', '-c', uri, ...args], { timeoutMs })).stdout.trim();
+    return (await runProgram('virsh', ['-q', '-c', this.uri, ...args], { timeoutMs })).stdout.trim();
   }
 
   /** Gives it the key with which QEMU logs in to a Ceph; the secret's UUID is the Ceph's fsid: one for each. */
@@ -188,6 +196,6 @@ export class Libvirtd {
     // The distribution's default network would want a bridge.
     await rm(join(this.#folder, 'etc/qemu'), { recursive: true, force: true });
     await writeFile(join(this.#folder, 'etc/qemu.conf'), QEMU_CONF[this.#qemuUser]);
-    await writeFile(conf, LIBVIRTD_CONF(this.logFile));
+    await writeFile(conf, `${LIBVIRTD_CONF(this.logFile)}host_uuid = "${randomUUID()}"\n`);
   }
 }

@@ -66,16 +66,23 @@ export class Vm {
   readonly definition: VmDefinition;
   readonly guest: Guest;
   readonly #host: VmHost;
-  readonly #libvirtd: Libvirtd;
+  readonly #home: Libvirtd;
+  /** Under which it is; a migration changes it. */
+  #libvirtd: Libvirtd;
   readonly #processes: ProcessTable;
   #volumes: ReadonlyMap<string, AttachedVolume> = new Map();
 
   constructor(definition: VmDefinition, host: VmHost, libvirtd: Libvirtd, processes: ProcessTable) {
     this.definition = definition;
     this.#host = host;
+    this.#home = libvirtd;
     this.#libvirtd = libvirtd;
     this.#processes = processes;
-    this.guest = new Guest(definition.name, this.#shellSocket, libvirtd);
+    this.guest = new Guest(
+      definition.name,
+      () => this.#shellSocket,
+      () => this.#libvirtd,
+    );
   }
 
   get name(): string {
@@ -139,6 +146,21 @@ export class Vm {
   /** Goes on from such a file, and returns as soon as the guest runs. */
   async restore(file: string): Promise<void> {
     await this.#run(['restore', file]);
+  }
+
+  /** Migrates the running guest to another libvirtd of this machine, or back: it has its disks under the same paths; the definition stays behind. */
+  async migrate(to: Libvirtd): Promise<void> {
+    const from = this.#libvirtd;
+    const here = this.#shellSocket;
+    const xml = await from.virsh(['dumpxml', '--migratable', this.name]);
+    this.#libvirtd = to;
+    const file = join(this.#host.logsFolder, `${this.name}-migrated.xml`);
+    // The old QEMU removes its socket when it ends, by whose hand ever that was made.
+    await writeFile(file, xml.replace(here, this.#shellSocket));
+    // Unsafe by libvirt's book, which knows no disks that both sides open through the same page cache.
+    const how = ['--live', '--unsafe', '--migrateuri', 'tcp://127.0.0.1', '--listen-address', '127.0.0.1'];
+    await from.virsh(['migrate', ...how, '--xml', file, this.name, to.uri], 60_000);
+    this.guest.disconnect();
   }
 
   /** Keeps the guest as it has just booted, for every VM like this one. The VM is off then. */
@@ -258,7 +280,8 @@ export class Vm {
   }
 
   get #shellSocket(): string {
-    return join(this.#host.socketsFolder, `${this.definition.name}.shell`);
+    const away = this.#libvirtd === this.#home ? '' : '-away';
+    return join(this.#host.socketsFolder, `${this.definition.name}${away}.shell`);
   }
 
   #nbdName(disk: VmDisk): string {

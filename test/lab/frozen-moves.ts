@@ -10,6 +10,7 @@ import { createFreezeRoom } from '@stillpoint/host-agent/freeze/room.js';
 import { createLibvirtHypervisor } from '@stillpoint/host-agent/libvirt/hypervisor.js';
 import type { FreezeRoom, Verdict } from '@stillpoint/host-agent/window.js';
 import type { Lab } from '@stillpoint/lab/lab.js';
+import type { Libvirtd } from '@stillpoint/lab/libvirtd.js';
 import pino from 'pino';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
@@ -111,6 +112,30 @@ export function frozenMoves(theLab: () => Lab): void {
       await lab.vm.powerOn();
       await expectThawedSince(performance.now());
       expect(await verdict(room, window)).toMatchObject({ held: false });
+    });
+
+    it('that migrates is thawed within 5 s by the host agent of its new host, there and back', async () => {
+      const second = await lab.secondLibvirtd();
+      const room = await startRoom('first');
+      await startRoom('second', second);
+      const window = await freeze(room);
+      const moved = async (to: Libvirtd) => {
+        await lab.vm.migrate(to);
+        await expectThawedSince(performance.now());
+      };
+      await moved(second);
+      expect(await verdict(room, window)).toMatchObject({ held: false, lostReason: 'VM_MOVED', thawedUnixMs: 0 });
+      await room.release(lab.vm.uuid, window.replace(/\.1$/, ''));
+
+      // Its host agent dies with it: nobody of the old host has a hand in what follows.
+      await rooms.pop()?.close();
+      const dead = createLibvirtHypervisor({ socketPath: second.socket });
+      await dead.start(AbortSignal.timeout(30_000));
+      await dead.setNote(lab.vm.uuid, JSON.stringify({ version: 1, window, host: 'second', installation: 'lab' }));
+      await dead.freeze(lab.vm.uuid);
+      await dead.close();
+      await moved(lab.libvirtd);
+      await second.stop();
     });
   });
 }

@@ -22,7 +22,7 @@ let client: LibvirtClient;
 beforeAll(async () => {
   await ensurePackages(VM_REQUIREMENTS, () => {});
   folder = await mkdtemp(join(tmpdir(), 'sp-libvirt-'));
-  libvirtd = new Libvirtd(folder, 'root', 'tcg', new ProcessTable(join(folder, 'processes.json')));
+  libvirtd = new Libvirtd('libvirtd', folder, 'root', 'tcg', new ProcessTable(join(folder, 'processes.json')));
   await libvirtd.start();
 });
 
