@@ -112,6 +112,8 @@ async function endedTruly(world: World, fault: Fault, step: Step, snapshot: Snap
     await world.system.deleteSnapshot(id);
     return problems;
   }
+  // Its run is dead, and the doctor has taken back what it left: the error was the run's, if there was one.
+  if (state === 'deleted') return pending.length === 0 ? [] : [`pending: ${pending.join(' ')}`];
   const problems: string[] = [];
   const cause = `${error?.code}: ${error?.text}`;
   const isCancelled = step.name === 'undoing' && error?.code === 'CANCELLED';
