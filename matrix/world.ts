@@ -180,11 +180,14 @@ export class World implements WorldParts {
     });
   }
 
-  /** What is left of any snapshot on the host and in the guest: a reservation, an overlay in the live or the inactive chain, a file, a freeze. */
+  /** What is left of any snapshot on the host and in the guest: a reservation, a lease's note, an overlay in the live or the inactive chain, a file, a freeze. */
   async leftOnHost(): Promise<string[]> {
     const { vm, guest, disks } = this.lab;
     const left: string[] = [];
     await this.waitUntilNobodyHolds().catch((error: unknown) => left.push(firstLine(error)));
+    await this.until('no lease is noted in the domain', async () =>
+      (await vm.xml()).includes('urn:stillpoint:lease') ? undefined : true,
+    ).catch((error: unknown) => left.push(firstLine(error)));
     const chains = JSON.stringify(await vm.chains());
     if (chains !== JSON.stringify({ vda: [disks.vda], vdb: [disks.vdb] })) left.push(`disk chains: ${chains}`);
     if ((await vm.xml('inactive')).includes('.sp-')) left.push('the inactive definition names an overlay');
