@@ -22,9 +22,9 @@ import { WindowSteps } from './window-steps.js';
 /** The activities that the workflows need (workflows/activities.ts), over the catalogue and the hosts. */
 export function createActivities(deps: ActivityDeps): Activities {
   const steps = new WindowSteps();
-  /** A step between freeze and thaw. */
+  /** A step between freeze and thaw. Its first heartbeat would meet a frozen guest; the thaw waits for no step that is cancelled. */
   const inWindow = <T>(window: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> =>
-    asFailure(() => whileBeating((signal) => steps.run(window, signal, () => work(signal))));
+    asFailure(() => whileBeating((signal) => steps.run(window, signal, () => work(signal)), { atOnce: false }));
 
   return {
     acceptSnapshot: (input) =>
