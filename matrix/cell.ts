@@ -94,7 +94,9 @@ async function untilShown(world: World, { shown, lastsMs }: Fault): Promise<stri
       const { body } = await world.system.request<VmView>('GET', `/v1/vms/${VM}`);
       last = `${body.stale ? 'stale, ' : ''}${body.hold?.freezeState ?? 'nobody holds it'}: ${body.hold?.detail ?? ''}`;
       if (shown === 'stale') return body.stale ? true : undefined;
-      return body.hold?.freezeState === 'still-frozen' && body.hold.detail !== '' ? true : undefined;
+      // A freeze whose answer was lost with the fault may have happened: more is not known to anybody then.
+      const isTold = body.hold?.freezeState === 'still-frozen' || body.hold?.freezeState === 'maybe-frozen';
+      return isTold && body.hold?.detail !== '' ? true : undefined;
     },
     lastsMs,
   );
