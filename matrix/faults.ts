@@ -244,8 +244,6 @@ const rows: readonly Row[] = [
     how: 'virsh reset; the fault is over when the guest has booted',
     begin: async ({ lab }) => void (await lab.libvirtd.virsh(['reset', lab.vm.name])),
     end: async ({ lab }) => {
-      // Of the boot behind the reset: the one before has written its mark.
-      lab.guest.disconnect();
       await lab.guest.waitForShell();
       await lab.guest.waitForAgent();
     },
@@ -410,9 +408,10 @@ const rows: readonly Row[] = [
   },
   {
     name: 'reset in Temporal',
-    how: "the run is reset to its first workflow task with Temporal's own tools",
+    how: "the run is reset to its first workflow task with Temporal's own tools, which terminates it",
     begin: resetRun,
-    cause: /CONSISTENCY_LOST|CANCELLED|CATALOGUE_REFUSED|BUSY|reset/i,
+    leavesPending: true,
+    cause: /RUN_ENDED.*TERMINATED|CONSISTENCY_LOST|CANCELLED|CATALOGUE_REFUSED/s,
   },
 ];
 
