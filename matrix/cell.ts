@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { DoctorRun, SnapshotView, VmView } from '@stillpoint/engine/api/schemas.js';
 import type { LibvirtLog } from '@stillpoint/lab/libvirt-log.js';
 import type { Fault } from './faults.js';
-import { frozenMsAfter } from './frozen.js';
+import { frozenMsAfter, type SeenThawed } from './frozen.js';
 import type { Step } from './steps.js';
 import { VM, type World } from './world.js';
 
@@ -58,31 +58,31 @@ export async function play(world: World, fault: Fault, step: Step): Promise<Outc
   return { end, error: error?.text ?? '', frozenMs, problems };
 }
 
-interface Thaw {
+interface Thaw extends SeenThawed {
   /** By the guest's kernel, when it was asked first. */
   readonly wasFrozen: boolean;
-  readonly seenThawedAt: number;
   readonly problems: readonly string[];
 }
 
 /** Waits until writes to the guest's file systems go through, by the guest's own word. */
 async function untilThawed({ lab: { guest } }: World): Promise<Thaw> {
+  const askedAt = Date.now();
   const wasFrozen = await guest.isFrozen();
   const problems = await guest.waitUntilThawed(PATIENCE_MS).then(
     () => [],
     () => [`the guest is frozen for ${PATIENCE_MS / 1000} s although a thaw is possible`],
   );
-  return { wasFrozen, seenThawedAt: Date.now(), problems };
+  return { wasFrozen, askedAt, thawedAt: Date.now(), problems };
 }
 
 /** By libvirt's log; by the guest's kernel where libvirt was not there to see the freeze. ms. */
 function frozenFor(
   log: LibvirtLog,
-  { possibleAt, wasFrozen, seenThawedAt }: Thaw & { readonly possibleAt: number },
+  { possibleAt, wasFrozen, ...seen }: Thaw & { readonly possibleAt: number },
 ): number {
-  const isLogged = log.frozenTimes().some(({ fromMs }) => fromMs <= seenThawedAt);
-  const seen = wasFrozen && !isLogged ? seenThawedAt - possibleAt : 0;
-  return Math.max(seen, frozenMsAfter(possibleAt, log, seenThawedAt));
+  const isLogged = log.frozenTimes().some(({ fromMs }) => fromMs <= seen.thawedAt);
+  const unlogged = wasFrozen && !isLogged ? seen.thawedAt - possibleAt : 0;
+  return Math.max(unlogged, frozenMsAfter(possibleAt, log, seen));
 }
 
 /** While a fault keeps the thaw back the API must say so where a person looks. */
