@@ -94,6 +94,11 @@ export class CinderStandIn {
     return `${this.#options.tls === undefined ? 'http' : 'https'}://127.0.0.1:${this.#port}`;
   }
 
+  /** Whether it listens. */
+  get isUp(): boolean {
+    return this.#server !== undefined;
+  }
+
   /** Cinder's address, with the project's id. */
   get endpoint(): string {
     return `${this.origin}/volume/v3/${this.project.id}`;

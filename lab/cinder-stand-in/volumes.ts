@@ -63,7 +63,7 @@ export class Volumes {
   readonly #snapshots = new Map<string, StandInSnapshot>();
   readonly #cuts = new Map<string, Promise<Cut>>();
   readonly #timers = new Set<NodeJS.Timeout>();
-  readonly #ends = new Map<string, 'sticks' | 'fails'>();
+  readonly #ends = new Map<string, 'sticks' | 'fails' | undefined>();
   readonly #dependedOn = new Set<string>();
   readonly #times: SnapshotTimes;
   readonly #onCut: OnCut | undefined;
@@ -112,8 +112,8 @@ export class Volumes {
     return this.#cuts.get(snapshotId);
   }
 
-  /** What the next snapshot of a volume comes to. */
-  nextSnapshot(volumeId: string, end: 'sticks' | 'fails'): void {
+  /** What the next snapshot of a volume comes to; undefined: nothing unusual. */
+  nextSnapshot(volumeId: string, end: 'sticks' | 'fails' | undefined): void {
     this.#ends.set(volumeId, end);
   }
 
