@@ -146,8 +146,7 @@ export class ScenarioFaults {
         guest.vm.restart();
         break;
       case 'save':
-        // A guest that is saved while frozen is frozen when it comes back; the simulated one is not, so that is left to the real lab.
-        if (!guest.vm.frozen) guest.vm.managedSave();
+        if (guest.vm.running) guest.vm.managedSave();
         this.#lasts(what.ms, () => guest.vm.start());
         break;
       case 'pause':

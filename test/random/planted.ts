@@ -43,7 +43,7 @@ export async function castOverPlanted(names: readonly string[], runs: number): P
 
 async function copySources(copy: string): Promise<void> {
   const isOurs = (path: string) => !path.endsWith('/node_modules');
-  for (const name of [...workspaces, 'test', 'bench']) {
+  for (const name of [...workspaces, 'test', 'bench', 'matrix']) {
     await cp(join(root, name), join(copy, name), { recursive: true, preserveTimestamps: true, filter: isOurs });
   }
   for (const name of ['package.json', 'tsconfig.json', 'tsconfig.base.json'])
