@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** The suites that need more than Node: `scripts/test.mjs` says for each what it runs on. */
-const onTemporal = ['temporal', 'workflows', 'system', 'random'].map((topic) => `test/${topic}/**/*.test.ts`);
+const onTemporal = ['test/temporal/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/system/**/*.test.ts'];
 const onPostgres = ['test/postgres/**/*.test.ts'];
 const onLab = ['test/lab/**/*.test.ts'];
 const onCeph = ['test/ceph/**/*.test.ts'];
