@@ -76,11 +76,13 @@ export class Window {
     const cuts = this.#plan.volumes.map((disk) => disk.target);
     if (this.#plan.localDisks.length > 0) cuts.unshift(localCut);
     const request = { ...this.#request, cuts, freezeTimeoutMs };
-    return this.#untilCancelled('freezing', 'freeze file systems', async () => {
+    const freeze = async () => {
       const frozen = await steps.freezeFileSystems.executeWithOptions(options, [request]);
       this.#report.goesOn('freezing', 'frozen');
       return frozen;
-    });
+    };
+    // Temporal hears of it later than it was.
+    return this.#untilCancelled('freezing', 'freeze file systems', freeze, ({ freezeCallMs }) => freezeCallMs);
   }
 
   /** All cuts side by side; rejects at the first that fails. Those of a window that we freeze begin with the freeze, and wait on the host for it. */

@@ -144,6 +144,14 @@ describe('snapshotVm', () => {
     expect(result.why).toContain('simulated');
   });
 
+  it('says of freeze and cuts how long they took themselves, and not when Temporal heard of it', async () => {
+    const run = await start();
+    await recorded(run);
+    const { steps } = (await run.handle.query(PROGRESS_QUERY)) as Progress;
+    const timed = steps.filter(({ name }) => /^(freeze|cut)/.test(name)).map(({ ms }) => ms);
+    expect(timed).toEqual([12, 20, 400]);
+  });
+
   it('writes nothing to the history between the freeze and the thaw but the steps themselves', async () => {
     const run = await start();
     await recorded(run);
