@@ -10,7 +10,18 @@ let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillpoint-supervisor-'));
 });
-afterAll(() => rm(folder, { recursive: true }));
+afterAll(async () => {
+  // A supervisor that failed its test may have left workers: one is in an endless loop, one is stopped.
+  const pids = (await readFile(join(folder, 'pids'), 'utf8')).trim().split('\n');
+  await Promise.all(pids.map(killIfOurs));
+  await rm(folder, { recursive: true });
+});
+
+/** Linux only: elsewhere nothing says whose the number is by now. */
+async function killIfOurs(pid: string): Promise<void> {
+  const commandLine = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
+  if (commandLine.includes(folder)) process.kill(Number(pid), 'SIGKILL');
+}
 
 const config = readConfig({ env: {} });
 
@@ -23,6 +34,7 @@ async function worker(name: string, body: string): Promise<{ workerPath: string;
     workerPath,
     `import { appendFileSync, readFileSync } from 'node:fs';
      appendFileSync(${JSON.stringify(counter)}, '.');
+     appendFileSync(${JSON.stringify(join(folder, 'pids'))}, process.pid + '\\n');
      const life = readFileSync(${JSON.stringify(counter)}).length;
      const tellAlive = () => { process.send({ type: 'alive' }); setInterval(() => process.send({ type: 'alive' }), 50); };
      ${body}`,
