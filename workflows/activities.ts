@@ -59,7 +59,7 @@ export interface Activities {
    */
   snapshotVolume(request: WindowRequest & { plan: Plan; disk: PlannedVolume; cut: string }): Promise<VolumeCut>;
   /** Thaws if the host agent has not yet, closes the window for good, and answers what the journal proves. Unfrozen windows: closes. */
-  thawFileSystems(request: WindowRequest & { reason: string }): Promise<WindowVerdict>;
+  thawFileSystems(request: WindowRequest & { frozen: boolean; reason: string }): Promise<WindowVerdict>;
 
   /** Row `running` -> `recording`, finds and verifies every part by the window's id, writes the record. A missing part: `recorded: false`. */
   recordSnapshot(

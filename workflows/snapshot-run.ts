@@ -262,6 +262,7 @@ function leftOf({ end }: SnapshotFailed, undone: Undone | undefined): PartsLeft 
 function guestNow(end: WindowEnd | undefined, mayStillFreeze: boolean): string {
   const verdict = end?.verdict;
   if (verdict?.thawedOn !== undefined) return `The VM runs on ${verdict.thawedOn} now, and its guest is thawed there.`;
+  if (verdict?.window.thawedAt !== undefined) return `The guest is thawed; it was frozen for ${ms(verdict.window.ms)}.`;
   if (verdict?.lostReason === 'HOST_LOST') return 'Its host was removed as lost.';
   if (verdict?.lostReason === 'VM_GONE') return 'The VM stopped while its guest was frozen.';
   if (verdict?.lostReason === 'VM_MOVED') {
@@ -273,10 +274,7 @@ function guestNow(end: WindowEnd | undefined, mayStillFreeze: boolean): string {
   if (mayStillFreeze) {
     return 'Whether the guest is frozen is not proven: its host agent asks it, thaws it, and says so (stillpoint vms).';
   }
-  if (verdict?.window.frozenAt !== undefined) {
-    const howLong = verdict.window.thawedAt === undefined ? 'a time not known' : ms(verdict.window.ms);
-    return `The guest is thawed; it was frozen for ${howLong}.`;
-  }
+  if (verdict?.window.frozenAt !== undefined) return 'The guest is thawed; it was frozen for a time not known.';
   if (verdict?.neverAsked) return 'Nothing was frozen: the window was given up before its freeze was asked for.';
   return verdict === undefined ? 'This run froze nothing.' : 'The guest is not frozen.';
 }

@@ -157,7 +157,7 @@ export class Window {
       ? `Thaws ${this.#plan.vm.name} unless its host has; the host says whether the freeze held`
       : 'Closes the window';
     return this.#whateverHappens('thawing', this.isFrozen ? 'thaw file systems' : 'close the window', () =>
-      steps.thawFileSystems.executeWithOptions({ summary }, [{ ...this.#request, reason }]),
+      steps.thawFileSystems.executeWithOptions({ summary }, [{ ...this.#request, frozen: this.isFrozen, reason }]),
     );
   }
 

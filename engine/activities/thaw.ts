@@ -17,17 +17,18 @@ const notHere: ReadonlySet<string> = new Set(['VM_MOVED', 'WINDOW_UNKNOWN', 'HOS
  */
 export async function thawFileSystems(
   deps: { hosts: Hosts },
-  request: { host: string; vm: string; window: string; reason: string },
+  request: { host: string; vm: string; window: string; frozen: boolean; reason: string },
   signal: AbortSignal,
 ): Promise<WindowVerdict> {
   const verdict = await verdictOfItsHost(deps.hosts, request, signal);
-  if (!notHere.has(verdict.lostReason ?? '')) return verdict;
+  // An unfrozen window is only closed: whoever else may have frozen the guest is not thawed for it.
+  if (!request.frozen || !notHere.has(verdict.lostReason ?? '')) return verdict;
   const { thawedOn, silent } = await thawElsewhere(deps.hosts, request, signal);
   if (thawedOn !== undefined) {
     return { ...verdict, thawedOn, detail: `${verdict.detail} It runs on ${thawedOn} now, and is thawed there.` };
   }
   const unasked = silent.length === 0 ? '' : ` ${silent.join(', ')} did not answer.`;
-  return { ...verdict, detail: `${verdict.detail} None of the other hosts says that the VM runs there.${unasked}` };
+  return { ...verdict, detail: `${verdict.detail} No host says that the VM runs there.${unasked}` };
 }
 
 async function verdictOfItsHost(

@@ -59,7 +59,8 @@ export class Guest {
       // Not durable is not dangerous: the next life would ask once more, and find the guest thawed.
       this.#deps.journal.commit({ type: 'settled', vm: this.vm, window: lease.window, end }).catch(() => undefined);
       if (settlement.how === 'gone') {
-        // It may be here again by now, restored or moved back, and as frozen as it was.
+        // It may be here again by now, or later, restored or moved back, and as frozen as it was; libvirt may even give it the same id again.
+        this.#note.left(lease.window);
         this.#deps.lookAgain(this.vm);
       } else {
         this.#note.paid(lease.window, lease.domainId);

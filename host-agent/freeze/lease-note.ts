@@ -95,6 +95,13 @@ export class DomainNote {
     this.#removal = { of: mine, done };
   }
 
+  /** The guest has gone with the note of that debt: whoever comes with it later is as frozen as it was. */
+  left(window: string): void {
+    if (this.#mine?.window !== window) return;
+    this.#mine = undefined;
+    this.#wake?.();
+  }
+
   /** Resolves when no removal is being tried, or one takes too long to be waited for. */
   async settled(): Promise<void> {
     if (this.#removal === undefined) return;

@@ -251,7 +251,9 @@ class Room implements FreezeRoom {
   async thawArrived(vm: string, window: string): Promise<number> {
     checkId('VM', vm);
     checkId('window', window);
-    const { domainId } = await runningVm(this.#hypervisor, vm, this.#settings.callGuardMs);
+    const { domainId, guestAgent } = await runningVm(this.#hypervisor, vm, this.#settings.callGuardMs);
+    // Nobody can have frozen it, and a thaw would be owed to it for ever.
+    if (guestAgent === 'not-configured') return 0;
     const guest = this.#guest(vm);
     // No window of this host opens on a guest that is frozen already.
     const open = guest.openWindow;

@@ -4,7 +4,7 @@ import type { HostClient, Hosts, HostVerdict } from '@stillpoint/engine/hosts/ho
 import { describe, expect, it } from 'vitest';
 
 const window = '6f8f1b9e-9d35-4f2c-8b3e-2f5f6a1d7c01.1';
-const request = { host: 'kvm-1', vm: 'web', window, reason: 'every cut is made' };
+const request = { host: 'kvm-1', vm: 'web', window, frozen: true, reason: 'every cut is made' };
 
 const verdict = (lostReason: string): HostVerdict => ({
   window,
@@ -50,9 +50,9 @@ function hostsOf(fakes: Record<string, Fake>): { hosts: Hosts; thaws: string[] }
   return { hosts, thaws };
 }
 
-const thaw = (fakes: Record<string, Fake>) => {
+const thaw = (fakes: Record<string, Fake>, changes: { frozen?: boolean } = {}) => {
   const { hosts, thaws } = hostsOf(fakes);
-  return { thaws, done: thawFileSystems({ hosts }, request, new AbortController().signal) };
+  return { thaws, done: thawFileSystems({ hosts }, { ...request, ...changes }, new AbortController().signal) };
 };
 const running = { getVm: () => 'running' as const };
 
@@ -93,6 +93,15 @@ describe('A window whose host says that the VM is not there', () => {
     expect(thawedOn).toBeUndefined();
     expect(detail).toContain('kvm-2 did not answer');
     expect(detail).not.toContain('kvm-3');
+    expect(thaws).toEqual([]);
+  });
+});
+
+describe('A window in which nothing was to be frozen', () => {
+  it.each(['VM_MOVED', 'WINDOW_UNKNOWN', 'HOST_LOST'])('is thawed for by nobody else: %s', async (lostReason) => {
+    const hosts = { 'kvm-1': { thawFileSystems: () => verdict(lostReason) }, 'kvm-2': running };
+    const { done, thaws } = thaw(hosts, { frozen: false });
+    expect(await done).toMatchObject({ lostReason, detail: 'As the host says.' });
     expect(thaws).toEqual([]);
   });
 });

@@ -279,6 +279,22 @@ test('the note of a guest that came back frozen is not taken for the one that co
   await noNote(lab);
 });
 
+test('a guest that was saved frozen is thawed when it is restored, also under the id that it had', async () => {
+  const lab = await host();
+  const { room } = await frozen(lab);
+  const vm = lab.world.vm(web1);
+  const { note, domainId } = vm;
+  vm.save();
+  expect(await verdictOf(room)).toMatchObject({ held: false, lostReason: 'VM_SAVED' });
+  // As after a restart of libvirtd, which counts on from the highest id that runs.
+  lab.world.connectionDown();
+  vm.restore({ frozen: true, note });
+  vm.domainId = domainId;
+  lab.world.connectionUp();
+  await until(() => !lab.isFrozen(), 'thawed');
+  await noNote(lab);
+});
+
 describe('A note that nobody of ours wrote', () => {
   test.each([
     ['no JSON', '<lease/>'],
@@ -419,6 +435,13 @@ describe('The engine’s thaw of what a window of another host left frozen', () 
     expect(await room.thawArrived(web1, window1)).toBe(2);
     expect(lab.isFrozen()).toBe(false);
     expect(await room.thawArrived(web1, window1)).toBe(0);
+  });
+
+  test('owes nothing to a VM that nobody can have frozen', async () => {
+    const lab = await host({ vm: { guestAgent: 'not-configured' } });
+    const room = await lab.room();
+    expect(await room.thawArrived(web1, window1)).toBe(0);
+    await room.reserveForDelete({ vm: web1, operation: 'delete-1', installation: 'lab' });
   });
 
   test('joins the thaw that the note has begun', async () => {

@@ -102,13 +102,12 @@ test('a supervisor under systemd tells it that it has started, and then again an
   const agent = start(config, {
     PATH: `${own}:${process.env.PATH}`,
     NOTIFY_SOCKET: '/run/systemd/notify',
-    WATCHDOG_USEC: '600000',
+    WATCHDOG_USEC: '1500000',
   });
   await agent.logged('supervisor started');
   const lines = async () => (await readFile(told, 'utf8')).trimEnd().split('\n');
   await expect.poll(async () => (await lines()).length, { timeout: 20_000 }).toBeGreaterThanOrEqual(4);
-  const watchdog = '/run/systemd/notify WATCHDOG=1';
-  expect((await lines()).slice(0, 4)).toEqual(['/run/systemd/notify READY=1', watchdog, watchdog, watchdog]);
+  expect(new Set(await lines())).toEqual(new Set(['/run/systemd/notify READY=1 WATCHDOG=1']));
 });
 
 test('SIGTERM with a guest frozen thaws, journals and ends with 0', async () => {
